@@ -1,0 +1,25 @@
+"""The oracle: masked softmax attention over the whole (T, T) square, as the definition reads.
+
+Slow and quadratic in memory on purpose. It computes in the inputs' own precision (use float64 for a
+reference) and imports no other engine, so that nothing can be wrong in both.
+"""
+
+import torch
+from torch import Tensor
+
+from sparse_tx.masks import dense_mask
+from sparse_tx.patterns import Pattern
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
+    """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
+
+    A query that may read no key at all gets zeros, and gives no gradient.
+    """
+    T = q.shape[-2]
+    mask = torch.stack([dense_mask(pattern, T, device=q.device) for pattern in heads])
+    scores = (q @ k.transpose(-1, -2)) * scale  # (B, H, T, T)
+    # The largest finite negative number, not -inf: a row without keys must not become NaN.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1).masked_fill(~mask, 0)
+    return weights @ v

@@ -1,0 +1,15 @@
+"""Exact sparse attention in plain torch, on any device: small dense products on views of q, k, v.
+
+Two ways of looking at a sequence turn every pattern into short runs of neighbours:
+
+* in *rows*, as it is, a tile of consecutive queries reads a short interval of keys (``local``,
+  ``block``) and, before that, the summary columns of earlier blocks, which all of them read;
+* in *columns* of the matrix whose rows are ``stride`` tokens wide, strided attention is ordinary
+  causal attention down each column. The column is a view: no permuted copy of q, k or v is made.
+
+``plan`` turns patterns into tiles, ``tiles`` computes them.
+"""
+
+from sparse_tx.attention.views.tiles import attend
+
+__all__ = ["attend"]

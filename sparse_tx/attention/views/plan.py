@@ -1,0 +1,251 @@
+"""From patterns to tiles: which rectangles of the score matrix are computed, and their masks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, inf, lcm
+
+import torch
+from torch import Tensor
+
+from sparse_tx.patterns import BlockLocal, Dense, Local, Pattern, Strided, Summary
+
+# Queries per tile. Taller tiles waste more of a local window's rectangle and of a triangle, lower
+# ones make the matrix products too small. Both measured, see benchmarks/results.
+_ROWS = 128
+_COLUMN_ROWS = 64
+# Scores per tile over all heads and batch entries computed together: 2 MiB in float32, so that a
+# tile's passes over them stay in cache.
+_SCORES = 1 << 19
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The queries ``rows`` against the first ``n_prefix`` prefix keys and the interval ``keys``.
+
+    ``bias`` is 0 where a pair is allowed and -inf where not, for the last ``bias.shape[-1]`` keys:
+    ``(groups or 1, 1, rows, <= keys)``. All earlier keys are allowed.
+    """
+
+    rows: slice
+    keys: slice
+    n_prefix: int
+    bias: Tensor
+    has_empty_rows: bool
+
+    @property
+    def n_keys(self) -> int:
+        return self.n_prefix + self.keys.stop - self.keys.start
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Tiles over one view ``(B, G, H, M, D)`` of some batch entries and heads of q, k and v.
+
+    Row m of the view's group g is the position ``first + g + m * stride``. ``merges`` says that
+    earlier sweeps have computed other keys of the same queries.
+    """
+
+    tiles: tuple[Tile, ...]
+    batch: slice
+    heads: slice
+    length: int
+    stride: int = 1
+    first: int = 0
+    groups: int = 1
+    prefix: Tensor | None = None
+    merges: bool = False
+
+    def view(self, x: Tensor) -> Tensor:
+        """See ``(B, H, T, D)`` as this sweep does, without a copy: ``(B, G, H, M, D)``."""
+        x = x[self.batch, self.heads]
+        b, h, t, d = x.stride()
+        return x.as_strided(
+            (x.shape[0], self.groups, x.shape[1], self.length, x.shape[3]),
+            (b, t, h, t * self.stride, d),
+            x.storage_offset() + self.first * t,
+        )
+
+
+def is_dense(pattern: Pattern, T: int) -> bool:
+    """Whether the pattern allows every causal pair among T positions."""
+    return any(
+        isinstance(part, Dense)
+        or (isinstance(part, Local) and part.window >= T)
+        or (isinstance(part, BlockLocal) and part.length >= T)
+        or (isinstance(part, Strided) and part.stride == 1)
+        for part in pattern.parts
+    )
+
+
+def plan(heads: tuple[Pattern, ...], B: int, T: int, device: torch.device) -> Iterator[Sweep]:
+    """Yield sweeps that together compute every allowed pair of every head exactly once."""
+    for pattern, chosen in _group_heads(heads):
+        parts = (Dense(),) if is_dense(pattern, T) else tuple(dict.fromkeys(pattern.parts))
+        done = tuple(part for part in parts if not isinstance(part, Strided))
+        if done:
+            yield from _in_rows(done, chosen, B, T, device)
+        for part in parts:
+            if isinstance(part, Strided):
+                yield from _in_columns(part, done, chosen, B, T, device)
+                done += (part,)
+
+
+def _group_heads(heads: tuple[Pattern, ...]) -> list[tuple[Pattern, range]]:
+    """Group heads with equal patterns; each group is evenly spaced, so that slicing selects it."""
+    groups: dict[Pattern, list[int]] = {}
+    for head, pattern in enumerate(heads):
+        groups.setdefault(pattern, []).append(head)
+    found = []
+    for pattern, members in groups.items():
+        step = members[1] - members[0] if len(members) > 1 else 1
+        spaced = range(members[0], members[-1] + 1, step)
+        if list(spaced) == members:
+            found.append((pattern, spaced))
+        else:
+            found += [(pattern, range(head, head + 1)) for head in members]
+    return found
+
+
+def _split(heads: range, B: int, room: int) -> Iterator[tuple[slice, slice]]:
+    """Cut batch entries, then heads, into pieces of at most ``room`` (entry, head) pairs."""
+    per_batch = max(1, room // len(heads))
+    per_head = min(len(heads), max(1, room))
+    for b in range(0, B, per_batch):
+        for h in range(0, len(heads), per_head):
+            piece = heads[h : h + per_head]
+            yield slice(b, b + per_batch), slice(piece.start, piece.stop, piece.step)
+
+
+# --- In rows: consecutive queries, intervals of keys, summary columns before them ---------------
+
+
+def _in_rows(parts, heads: range, B: int, T: int, device) -> Iterator[Sweep]:
+    prefix = _summary_positions(parts, T, device)
+    positions = [] if prefix is None else prefix.tolist()
+    widest = len(positions) + max(_interval_width(part, T) for part in parts)
+    height = max(16, min(_ROWS, _SCORES // widest))
+    edge = min((part.length for part in parts if isinstance(part, BlockLocal)), default=T)
+    tiles, start, n_prefix = [], 0, 0
+    while start < T:
+        stop = min(T, _next_edge(start, height, edge))
+        low = min([start, *_interval_starts(parts, start)])
+        while n_prefix < len(positions) and positions[n_prefix] < low:
+            n_prefix += 1
+        settled = start if isinstance(parts[0], Dense) else low  # earlier keys need no mask
+        bias, empty = _row_bias(parts, settled, start, stop, device)
+        empty = empty and n_prefix == 0 and settled == low
+        tiles.append(Tile(slice(start, stop), slice(low, stop), n_prefix, bias, empty))
+        start = stop
+    room = _SCORES // (height * min(T, widest))
+    for batch, chosen in _split(heads, B, room):
+        yield Sweep(tuple(tiles), batch, chosen, T, prefix=prefix)
+
+
+def _summary_positions(parts, T: int, device) -> Tensor | None:
+    """The positions that some summary part reads, ascending: ``(n,)`` int64."""
+    summaries = [part for part in parts if isinstance(part, Summary)]
+    if not summaries:
+        return None
+    keys = torch.arange(T, device=device)
+    read = torch.zeros(T, dtype=torch.bool, device=device)
+    for part in summaries:
+        read |= part.allows(T, keys)
+    return read.nonzero().squeeze(1)
+
+
+def _interval_width(part: Pattern, T: int) -> int:
+    """A bound on the keys of one tile's interval."""
+    widths = {Dense: T, Local: getattr(part, "window", 0) + _ROWS, BlockLocal: T}
+    if isinstance(part, BlockLocal):
+        return min(T, max(part.length, _ROWS))
+    return min(T, widths.get(type(part), _ROWS))
+
+
+def _interval_starts(parts, query: int) -> list[int]:
+    """Where the intervals begin that ``query`` reads; later queries' begin no earlier."""
+    return [p.combs(query)[0].start for p in parts if not isinstance(p, Summary)]
+
+
+def _next_edge(start: int, height: int, edge: int) -> int:
+    """Where the tile from ``start`` ends: some whole short blocks, or within one long block."""
+    if edge <= height:
+        return start + height // edge * edge
+    return min(start + height, (start // edge + 1) * edge)
+
+
+def _row_bias(parts, low: int, start: int, stop: int, device) -> tuple[Tensor, bool]:
+    # A mask depends on where the tile stands within the blocks, and on nothing else: counting
+    # positions from a block's edge near it gives the same few masks for the whole sequence.
+    period = lcm(1, *(part.length for part in parts if isinstance(part, BlockLocal | Summary)))
+    shift = low - low % period
+    return _cached_bias(parts, low - shift, start - shift, stop - shift, device)
+
+
+@lru_cache(maxsize=256)
+def _cached_bias(parts, low: int, start: int, stop: int, device) -> tuple[Tensor, bool]:
+    queries = torch.arange(start, stop, device=device)[:, None]
+    keys = torch.arange(low, stop, device=device)[None, :]
+    allowed = torch.zeros(stop - start, stop - low, dtype=torch.bool, device=device)
+    for part in parts:
+        allowed |= part.allows(queries, keys)
+    return _as_bias(allowed)
+
+
+def _as_bias(allowed: Tensor) -> tuple[Tensor, bool]:
+    """``(..., rows, keys)`` bool to a ``(groups or 1, 1, rows, keys)`` bias, and if a row is empty."""
+    bias = torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -inf)
+    bias = bias.view(-1, 1, *allowed.shape[-2:])
+    return bias, not bool(allowed.any(-1).all())
+
+
+# --- In columns: one column for each residue modulo the stride ----------------------------------
+
+
+def _in_columns(part: Strided, done, heads: range, B: int, T: int, device) -> Iterator[Sweep]:
+    """Sweep all residue classes of one strided part, leaving out the pairs that ``done`` allows."""
+    rows, longer = divmod(T, part.stride)
+    # The first T mod stride columns are one row longer than the others.
+    for first, groups, length in ((0, longer, rows + 1), (longer, part.stride - longer, rows)):
+        if length == 0:
+            continue
+        height = max(16, min(_COLUMN_ROWS, _SCORES // length))
+        room = max(1, _SCORES // (height * length))
+        at_once = max(1, room // (B * len(heads)))
+        for g in range(first, first + groups, at_once):
+            n = min(at_once, first + groups - g)
+            tiles = tuple(_column_tiles(part, done, g, n, length, height, device))
+            for batch, chosen in _split(heads, B, room // n):
+                yield Sweep(
+                    tiles, batch, chosen, length, part.stride, g, n, merges=bool(done)
+                )
+
+
+def _column_tiles(part, done, first: int, groups: int, length: int, height: int, device):
+    s = part.stride
+    for start in range(0, length, height):
+        stop = min(length, start + height)
+        if all(isinstance(other, Local) for other in done):
+            # Only the nearest rows of a column can be in a window, or in the future.
+            near = max((ceil(other.window / s) for other in done), default=0)
+            low = max(0, start - near)
+            bias, empty = _cached_column_bias(near, low - start, stop - start, device)
+            empty = empty and low == 0
+        else:
+            low = 0
+            group = torch.arange(first, first + groups, device=device)[:, None, None]
+            queries = torch.arange(start, stop, device=device)[:, None] * s + group
+            keys = torch.arange(stop, device=device) * s + group
+            allowed = part.allows(queries, keys)
+            for other in done:
+                allowed &= ~other.allows(queries, keys)
+            bias, empty = _as_bias(allowed)
+        yield Tile(slice(start, stop), slice(0, stop), 0, bias, empty)
+
+
+@lru_cache(maxsize=256)
+def _cached_column_bias(near: int, low: int, rows: int, device) -> tuple[Tensor, bool]:
+    """Within a column: all keys at least ``near`` rows back, for keys from ``low`` (0: the tile)."""
+    queries = torch.arange(rows, device=device)[:, None]
+    keys = torch.arange(low, rows, device=device)[None, :]
+    return _as_bias(queries - keys >= near)

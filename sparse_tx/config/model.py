@@ -1,0 +1,121 @@
+"""What a model is: everything that decides its shapes, its function and its initial weights."""
+
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Literal
+
+from sparse_tx.errors import UserError
+from sparse_tx.patterns import BlockLocal, Stack, Strided, Summary, parse_pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder. The defaults of the options are the paper's model (arXiv:1904.10509, section 5)."""
+
+    vocab_size: int = 256
+    """Symbols of the tokenizer. Byte and char tokenizers bring their own; for bpe it is the aim."""
+    seq_len: int = 1024
+    """Context length in tokens."""
+    n_layer: int = 4
+    """Residual blocks."""
+    n_head: int = 4
+    """Attention heads per layer."""
+    n_embd: int = 128
+    """Model width C."""
+    pattern: str = "local:128,strided:128"
+    """Who may look at whom: ',' between layers, '/' between groups of heads, '+' within a head."""
+
+    n_qk: int | None = None
+    """Width of all queries (and of all keys) of a layer; n_embd when not given."""
+    n_ff: int | None = None
+    """Width of the feed-forward's hidden layer; 4 n_embd when not given."""
+    activation: Literal["gelu", "relu2", "swiglu"] = "gelu"
+    """Of the feed-forward: gelu is x sigmoid(1.702 x); swiglu has a third matrix."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before each branch and before the head."""
+    bias: bool = True
+    """Whether linear layers and layer norms have biases. The head has none."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised per head before their product."""
+    position: Literal["grid", "table", "rope", "none"] = "grid"
+    """grid: the paper's sum of one learned table per axis of a grid; table: one learned table;
+    rope: rotary queries and keys."""
+    position_shape: tuple[int, ...] = ()
+    """Axes of the position grid, slowest first. By default rows as wide as the pattern's stride."""
+    tie_embeddings: bool = False
+    """Whether the head uses the token embedding's weights."""
+    init: Literal["paper", "paper-code", "zero-out"] = "paper"
+    """Standard deviation of weights: paper: .125 / sqrt(fan-in); paper-code: sqrt(.125 / fan-in), as
+    the authors' code reads it; zero-out: the latter with branch outputs at zero."""
+
+    dropout: float = 0.0
+    """Probability of dropping an element of a branch's output. Attention weights are never dropped."""
+    recompute: bool = False
+    """Whether blocks are computed again in the backward pass instead of kept."""
+    chunk: int = 16_384
+    """Tokens of the batch that feed-forward, head and loss take at a time."""
+    engine: str = "auto"
+    """Attention engine: auto, reference or views."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "seq_len", "n_layer", "n_head", "n_embd", "chunk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name, width in (("n_embd", self.n_embd), ("n_qk", self.qk_width)):
+            if width < 1 or width % self.n_head:
+                raise UserError(
+                    f"{name} is {width}, which {self.n_head} heads (n_head) cannot share equally;"
+                    f" use a multiple of {self.n_head}"
+                )
+        if self.ff_width < 1:
+            raise UserError(f"n_ff is {self.n_ff}; it must be 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it is a probability from 0 to below 1")
+        for layer in self.stack.layers:
+            layer.heads(self.n_head)
+        if self.position == "rope" and self.qk_width // self.n_head % 2:
+            raise UserError(
+                f"rotary positions turn pairs of numbers, but a query has {self.qk_width} / "
+                f"{self.n_head} = {self.qk_width // self.n_head}; make n_qk / n_head even"
+            )
+        if self.position == "grid" and prod(self.grid) < self.seq_len:
+            raise UserError(
+                f"position_shape {'x'.join(map(str, self.grid))} has {prod(self.grid)} cells, fewer"
+                f" than seq_len {self.seq_len}; leave it out to have it chosen"
+            )
+
+    @property
+    def stack(self) -> Stack:
+        """The parsed ``pattern``."""
+        return parse_pattern(self.pattern)
+
+    @property
+    def qk_width(self) -> int:
+        """Width of all queries of a layer."""
+        return self.n_embd if self.n_qk is None else self.n_qk
+
+    @property
+    def ff_width(self) -> int:
+        """Width of the feed-forward's hidden layer."""
+        return 4 * self.n_embd if self.n_ff is None else self.n_ff
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Axes of the position grid, slowest first.
+
+        The paper indexes text by row and column of a matrix as wide as the stride (section 5.2).
+        """
+        if self.position_shape:
+            return tuple(self.position_shape)
+        width = min(self._stride(), self.seq_len)
+        return ceil(self.seq_len / width), width
+
+    def _stride(self) -> int:
+        for layer in self.stack.layers:
+            for group in layer.groups:
+                for part in group.parts:
+                    if isinstance(part, Strided):
+                        return part.stride
+                    if isinstance(part, BlockLocal | Summary):
+                        return part.length
+        return max(1, ceil(self.seq_len**0.5))

@@ -1,0 +1,127 @@
+"""What a training run is: its data, its recipe and its model, and the flat form that files hold."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from sparse_tx.config.model import ModelConfig
+from sparse_tx.errors import UserError
+
+
+def _require(ok: bool, name: str, value: Any, limit: str) -> None:
+    if not ok:
+        raise UserError(f"{name} is {value}; it must be {limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, and how it becomes tokens."""
+
+    data: str = "stdlib"
+    """stdlib, enwik8, hf:NAME[:CONFIG], or a file or folder (plain, gz, bz2, xz, zst, zip)."""
+    tokenizer: Literal["byte", "char", "bpe"] = "byte"
+    """byte: 256 symbols; char: the corpus's characters; bpe: trained on the corpus."""
+    split: tuple[float, float, float] = (90, 5, 5)
+    """Percent of the bytes, in order, for training, validation and test."""
+    cache_dir: str | None = None
+    """Where tokens and downloads are kept; by default the user's cache folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a model is trained, for how long, and what is written down meanwhile."""
+
+    max_steps: int | None = None
+    """Optimiser steps after which training ends. The learning rate follows them if they are given."""
+    max_minutes: float | None = None
+    """Wall-clock minutes that the whole command may take, last evaluation and sample included."""
+    batch_size: int = 1
+    """Windows of seq_len tokens per forward pass."""
+    accumulation: int = 1
+    """Forward passes per optimiser step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    final_lr_share: float = 0.0
+    """Share of the peak learning rate at which the schedule ends."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices, per unit of learning rate."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient."""
+    ema: float = 0.0
+    """Decay of the moving average of weights that is evaluated and sampled; 0 for none."""
+
+    eval_every: int = 200
+    """Steps between evaluations."""
+    eval_bytes: int | None = 131_072
+    """Bytes at the start of the validation split that are scored then; null for all."""
+    final_eval_bytes: int | None = 1_000_000
+    """The same for the evaluation that ends the run."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    keep_last: int = 2
+    """Latest checkpoints that are kept, beside the best."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    sample_length: int = 200
+    """Tokens of the sample that is printed after each evaluation; 0 for none."""
+
+    seed: int = 1
+    """Of weights, data order and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: automatic mixed precision; for GPUs."""
+
+    def __post_init__(self):
+        positive = "batch_size accumulation lr clip eval_every save_every keep_last log_every"
+        for name in positive.split():
+            _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        for name in ("max_steps", "max_minutes", "eval_bytes", "final_eval_bytes"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "more than 0")
+        for name in ("warmup_steps", "weight_decay", "sample_length", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
+        _require(0 <= self.final_lr_share <= 1, "final_lr_share", self.final_lr_share, "0 to 1")
+        _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "from 0 to below 1")
+        if self.max_steps is None and self.max_minutes is None:
+            raise UserError("a run needs an end: give max_steps, max_minutes or both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run. Its three parts share no field name, so that files and flags are flat."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+
+    def to_flat(self) -> dict[str, Any]:
+        """All settings in one dictionary of plain YAML values."""
+        parts = (self.data, self.model, self.training)
+        flat = {name: value for part in parts for name, value in asdict(part).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+    @classmethod
+    def from_flat(cls, flat: dict[str, Any]) -> "RunConfig":
+        """The inverse of ``to_flat``.
+
+        Raises:
+            UserError: a setting that does not exist, or a value outside its limits.
+        """
+        parts = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
+        known = {f.name: key for key, part in parts.items() for f in fields(part)}
+        settings: dict[str, dict[str, Any]] = {key: {} for key in parts}
+        for name, value in flat.items():
+            if name not in known:
+                raise UserError(f"there is no setting '{name}'; the settings are {', '.join(known)}")
+            settings[known[name]][name] = tuple(value) if isinstance(value, list) else value
+        try:
+            return cls(**{key: part(**settings[key]) for key, part in parts.items()})
+        except TypeError as error:  # a comparison met a value of another type
+            raise UserError(f"a setting has a value of the wrong type: {error}") from error

@@ -1,0 +1,51 @@
+"""Where a token stands: learned tables added to the embedding, or rotations of queries and keys."""
+
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+
+class PositionTables(nn.Module):
+    """The paper's attention embedding: a sum of learned tables, one for each axis of a grid.
+
+    Positions fill the grid in row-major order. Text uses a matrix as wide as the pattern's stride,
+    so that one table names the block and one the place within it; images use row, column and
+    channel (arXiv:1904.10509, section 5.2). One axis makes an ordinary table of positions.
+    """
+
+    def __init__(self, shape: tuple[int, ...], n_embd: int):
+        super().__init__()
+        self.shape = shape
+        self.tables = nn.ParameterList(torch.empty(size, n_embd) for size in shape)
+
+    def forward(self, T: int) -> Tensor:
+        """The embedding of positions 0 to T - 1: ``(T, C)``."""
+        place = torch.arange(T, device=self.tables[0].device)
+        total = None
+        for axis, table in enumerate(self.tables):
+            along_axis = place // prod(self.shape[axis + 1 :]) % self.shape[axis]
+            rows = table[along_axis]  # (T, C)
+            total = rows if total is None else total + rows
+        return total
+
+
+@lru_cache(maxsize=8)
+def rotary_angles(T: int, D: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle of each position and pair of numbers: ``(T, 1, D/2)`` each.
+
+    Source: Su et al. 2021 (arXiv:2104.09864), with base 10,000. Computed in float64, so that
+    positions beyond a million still have exact angles.
+    """
+    frequency = 10_000.0 ** (-torch.arange(0, D, 2, device=device, dtype=torch.float64) / D)
+    angle = torch.outer(torch.arange(T, device=device, dtype=torch.float64), frequency)
+    return angle.cos().float()[:, None], angle.sin().float()[:, None]
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Rotate ``(B, T, H, D)`` by position: numbers d and d + D/2 form a pair."""
+    cos, sin = rotary_angles(x.shape[1], x.shape[3], x.device)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
