@@ -119,7 +119,9 @@ class RunConfig:
         settings: dict[str, dict[str, Any]] = {key: {} for key in parts}
         for name, value in flat.items():
             if name not in known:
-                raise UserError(f"there is no setting '{name}'; the settings are {', '.join(known)}")
+                raise UserError(
+                    f"there is no setting '{name}'; the settings are {', '.join(known)}"
+                )
             settings[known[name]][name] = tuple(value) if isinstance(value, list) else value
         try:
             return cls(**{key: part(**settings[key]) for key, part in parts.items()})

@@ -86,7 +86,7 @@ class GPT(nn.Module):
     def hidden(self, tokens: Tensor) -> Tensor:
         """The normalised output of the last block for ``(B, T)`` tokens: ``(B, T, C)``."""
         T = tokens.shape[1]
-        if T > self.config.seq_len:
+        if self.config.seq_len < T:
             raise UserError(f"{T} tokens at once; the model's seq_len is {self.config.seq_len}")
         x = self.token_embedding(tokens)  # (B, T, C)
         if self.positions is not None:
@@ -111,6 +111,4 @@ class GPT(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Total cross-entropy of ``targets`` ``(B, T)`` given ``tokens`` ``(B, T)``, in nats."""
         hidden = self.hidden(tokens).flatten(0, 1)
-        return chunked_cross_entropy(
-            hidden, self.head_weight, targets.flatten(), self.config.chunk
-        )
+        return chunked_cross_entropy(hidden, self.head_weight, targets.flatten(), self.config.chunk)

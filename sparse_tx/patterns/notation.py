@@ -1,9 +1,9 @@
 """Read the text form of patterns; ``str`` of a pattern, layer or stack writes it.
 
-    stack  = layer ["*" count] {"," layer ["*" count]}      successive layers
-    layer  = head {"/" head}                                equal groups of heads
-    head   = set {"+" set}                                  sets merged within a head
-    set    = word {":" size} ["@" sub-block]                for example local:128, fixed:128:32@1
+stack  = layer ["*" count] {"," layer ["*" count]}      successive layers
+layer  = head {"/" head}                                equal groups of heads
+head   = set {"+" set}                                  sets merged within a head
+set    = word {":" size} ["@" sub-block]                for example local:128, fixed:128:32@1
 """
 
 from dataclasses import MISSING, fields

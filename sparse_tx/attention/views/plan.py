@@ -216,9 +216,7 @@ def _in_columns(part: Strided, done, heads: range, B: int, T: int, device) -> It
             n = min(at_once, first + groups - g)
             tiles = tuple(_column_tiles(part, done, g, n, length, height, device))
             for batch, chosen in _split(heads, B, room // n):
-                yield Sweep(
-                    tiles, batch, chosen, length, part.stride, g, n, merges=bool(done)
-                )
+                yield Sweep(tiles, batch, chosen, length, part.stride, g, n, merges=bool(done))
 
 
 def _column_tiles(part, done, first: int, groups: int, length: int, height: int, device):

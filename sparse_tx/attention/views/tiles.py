@@ -233,8 +233,6 @@ def _backward(sweep: Sweep, q, k, v, out, lse, d_out, dq, dk, dv, scale: float) 
         torch.baddbmm(tile_dq, d_scores, packed_k, beta=0, alpha=scale, out=tile_dq)
         dq[here].add_(tile_dq.view(*groups, *tile_dq.shape[1:]))
         tile_dk = work.take("dk", n, n_keys, packed_k.shape[2])
-        torch.baddbmm(
-            tile_dk, d_scores.transpose(1, 2), packed_q, beta=0, alpha=scale, out=tile_dk
-        )
+        torch.baddbmm(tile_dk, d_scores.transpose(1, 2), packed_q, beta=0, alpha=scale, out=tile_dk)
         keys.add_grads(where, tile_dk, tile_dv)
     keys.release()

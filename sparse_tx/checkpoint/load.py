@@ -1,0 +1,137 @@
+"""Read a checkpoint, after proof that it is what was saved."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sparse_tx.checkpoint.layout import Which, find_checkpoint, steps_in
+from sparse_tx.checkpoint.manifest import Manifest, read_manifest
+from sparse_tx.checkpoint.save import CONFIG, EMA, MODEL, TOKENIZER, TRAINING_STATE
+from sparse_tx.config import RunConfig
+from sparse_tx.data import Tokenizer, load_tokenizer
+from sparse_tx.errors import UserError
+from sparse_tx.model import GPT
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a checkpoint holds, on the CPU."""
+
+    path: Path
+    """The checkpoint's folder."""
+    step: int
+    """Optimiser steps taken."""
+    config: RunConfig
+    """The resolved configuration of the run."""
+    tokenizer: Tokenizer
+    """The tokenizer of the run."""
+    model_state: dict[str, Tensor]
+    """The weights that training goes on with."""
+    ema_state: dict[str, Tensor] | None
+    """The averaged weights, if the run keeps them."""
+    training_state: dict[str, Any] | None
+    """What continuing the run needs; None unless asked for."""
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to evaluate and to sample: the averaged ones where there are any."""
+        return self.model_state if self.ema_state is None else self.ema_state
+
+
+def read_checkpoint(path: str | Path, *, with_training_state: bool = False) -> Checkpoint:
+    """Read a checkpoint and verify it against its manifest.
+
+    Args:
+        path: a checkpoint folder, or a run directory, of which the latest is read.
+        with_training_state: read the optimiser's and the data's state too, larger than the weights.
+
+    Raises:
+        UserError: no checkpoint is there, or a file is missing, truncated or altered; the message
+            names the file and another checkpoint of the run if there is one.
+    """
+    path = find_checkpoint(path)
+    manifest = _verify(path, with_training_state)
+    return Checkpoint(
+        path=path,
+        step=manifest.step,
+        config=RunConfig.from_flat(yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))),
+        tokenizer=load_tokenizer(path),
+        model_state=load_file(path / MODEL),
+        ema_state=load_file(path / EMA) if EMA in manifest.files else None,
+        training_state=(
+            torch.load(path / TRAINING_STATE, map_location="cpu", weights_only=True)
+            if with_training_state
+            else None
+        ),
+    )
+
+
+def load_checkpoint(
+    path: str | Path, *, which: Which = "latest", device: str | torch.device = "cpu"
+) -> tuple[GPT, Tokenizer, RunConfig]:
+    """Load a trained model for use: in eval mode, with the averaged weights where there are any.
+
+    Args:
+        path: a run directory, or one checkpoint folder.
+        which: of a run directory, the ``latest`` checkpoint or the ``best`` by validation.
+        device: where the model is put.
+
+    Returns:
+        The model, its tokenizer, and the configuration of the run.
+
+    Raises:
+        UserError: no checkpoint is there, it is damaged, or its weights are not those of the model
+            that its configuration describes.
+    """
+    checkpoint = read_checkpoint(find_checkpoint(path, which))
+    symbols, rows = checkpoint.tokenizer.vocab_size, checkpoint.config.model.vocab_size
+    if symbols != rows:
+        raise UserError(
+            f"'{checkpoint.path}' has a tokenizer of {symbols} symbols and a model of {rows};"
+            " they are not from one run"
+        )
+    model = GPT(checkpoint.config.model)
+    mismatch = _mismatch(model.state_dict(), checkpoint.weights)
+    if mismatch:
+        raise UserError(
+            f"the weights in '{checkpoint.path}' are not those of its configuration: {mismatch}"
+        )
+    model.load_state_dict(checkpoint.weights)
+    return model.to(device).eval(), checkpoint.tokenizer, checkpoint.config
+
+
+def _verify(path: Path, with_training_state: bool) -> Manifest:
+    problem = None
+    try:
+        manifest = read_manifest(path)
+    except UserError as error:
+        problem = str(error)
+    else:
+        names = [MODEL, CONFIG, TOKENIZER]
+        names += [EMA] if EMA in manifest.files else []
+        names += [TRAINING_STATE] if with_training_state else []
+        problem = manifest.problem(path, names)
+    if problem is None:
+        return manifest
+    others = [other for other in steps_in(path.parent).values() if other != path]
+    way_out = (
+        f"use '{max(others)}' of the same run" if others else "the run has no other checkpoint"
+    )
+    raise UserError(f"the checkpoint '{path}' cannot be used: {problem}; {way_out}")
+
+
+def _mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
+    for name in (*expected, *found):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} has no place in the model"
+        if found[name].shape != expected[name].shape:
+            shapes = [list(state[name].shape) for state in (found, expected)]
+            return f"{name} has shape {shapes[0]} instead of {shapes[1]}"
+    return None

@@ -1,0 +1,30 @@
+"""``sparse-tx COMMAND``: all commands under one name."""
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+from sparse_tx.commands.shell import USER_MISTAKE
+
+# A command's module is imported only when it is called: each brings heavy libraries of its own.
+COMMANDS = {
+    "train": "train a model",
+    "sample": "continue a prompt with a trained model",
+    "pattern": "show, count and check attention patterns",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that the first argument names; returns its exit status."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: sparse-tx COMMAND ...\n")
+        print("\n".join(f"  {command:10}{what}" for command, what in COMMANDS.items()))
+        print("\nsparse-tx COMMAND --help says more.")
+        return 0
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        print(f"error: unknown command '{name}': {hint}", file=sys.stderr)
+        return USER_MISTAKE
+    return import_module(f"sparse_tx.commands.{name}").main(rest)

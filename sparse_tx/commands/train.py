@@ -1,0 +1,334 @@
+"""The train command: from a corpus to a run directory."""
+
+import shutil
+import signal
+import sys
+import time
+from argparse import ArgumentParser
+from contextlib import contextmanager
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sparse_tx.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
+from sparse_tx.commands.shell import INTERRUPTED, CommandParser, choose_device, run_command
+from sparse_tx.config import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+    preset_names,
+    preset_text,
+)
+from sparse_tx.data import Corpus, default_cache_dir, prepare_corpus
+from sparse_tx.errors import UserError
+from sparse_tx.evaluation import Score
+from sparse_tx.training import Trainer
+
+DESCRIPTION = """Train a model, by default the preset cpu on the Python sources of this machine: ten
+minutes on two cores. Settings come from, each before the next: defaults, --preset, --config, flags."""
+
+# What a resumed run may do otherwise than before, without becoming another run.
+_FREE_ON_RESUME = {
+    "max_steps",
+    "max_minutes",
+    "eval_every",
+    "save_every",
+    "log_every",
+    "keep_last",
+    "sample_length",
+    "final_eval_bytes",
+    "device",
+    "cache_dir",
+    "engine",
+}
+# Without a terminal, a line of progress is printed this often.
+_SECONDS_BETWEEN_LINES = 15
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; exit status 0, 2 after a mistake in what was given, 130 after Ctrl-C."""
+    return run_command(_train, argv)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="train_lm.py", description=DESCRIPTION)
+    add = parser.add_argument
+    add("--preset", type=str, default="cpu", help=f"One of {', '.join(preset_names())}.")
+    add(
+        "--config", action=ActionConfigFile, help="YAML file of settings, flat, named as the flags."
+    )
+    add("--out", type=str, default="out", help="Run directory: metrics, events, checkpoints.")
+    add("--resume", action="store_true", help="Continue the run in --out.")
+    add("--overwrite", action="store_true", help="Throw away the run in --out.")
+    for part in (DataConfig, ModelConfig, TrainingConfig):
+        parser.add_class_arguments(part)
+    return parser
+
+
+def _parse(argv: list[str]) -> tuple[RunConfig, Any]:
+    """Read the settings in their order of precedence; also returns the flags that are no setting."""
+    scout = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scout.add_argument("--preset", nargs="?", default="cpu")
+    scout.add_argument("--out", nargs="?", default="out")
+    scout.add_argument("--resume", action="store_true")
+    known, _ = scout.parse_known_args(argv)
+    if known.resume:
+        path = find_checkpoint(known.out)
+        base = (path / "config.yaml").read_text(encoding="utf-8")
+    else:
+        base = preset_text(known.preset)
+    # jsonargparse takes files in the order of the command line, so that the base goes first and
+    # the user's files, wherever they stand, go before all flags.
+    files, flags = _files_and_flags(argv)
+    with NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(base)
+        file.flush()
+        args = _parser().parse_args([f"--config={file.name}", *files, *flags])
+    settings = args.as_dict()
+    own = {name: settings.pop(name) for name in ("preset", "config", "out", "resume", "overwrite")}
+    return RunConfig.from_flat(settings), own
+
+
+def _files_and_flags(argv: list[str]) -> tuple[list[str], list[str]]:
+    files, flags, rest = [], [], iter(argv)
+    for arg in rest:
+        if arg == "--config":
+            files.append(f"--config={next(rest, '')}")
+        elif arg.startswith("--config="):
+            files.append(arg)
+        else:
+            flags.append(arg)
+    return files, flags
+
+
+def _train(argv: list[str]) -> int:
+    started = time.monotonic()
+    config, own = _parse(argv)
+    run_dir = Path(own["out"])
+    device = choose_device(config.training.device)
+    _check_folder(run_dir, own)
+    checkpoint = None
+    if own["resume"]:
+        checkpoint = read_checkpoint(find_checkpoint(run_dir), with_training_state=True)
+        _check_same_run(checkpoint.config, config)
+    show = _Display(Console(), config)
+    corpus = show.prepare(
+        config, existing_tokenizer=checkpoint.tokenizer if checkpoint is not None else None
+    )
+    config = replace(config, model=replace(config.model, vocab_size=corpus.tokenizer.vocab_size))
+    _check_length(config, corpus)
+    trainer = Trainer(
+        config,
+        corpus,
+        run_dir,
+        show,
+        device=device,
+        started=started,
+        checkpoint=checkpoint,
+    )
+    if trainer.is_done():
+        raise UserError(
+            f"the run in {run_dir} is complete after {trainer.step} steps; give a larger --max_steps"
+            " or --max_minutes to go on"
+        )
+    _prepare_folder(run_dir, config, own)
+    show.introduce(trainer, corpus, run_dir)
+    with _finish_step_on_interrupt(trainer, show), show:
+        outcome = trainer.run()
+    again = f"python train_lm.py --out {run_dir} --resume"
+    if not outcome.finished:
+        show.say(f"stopped after step {outcome.step}; to go on: {again}")
+        return INTERRUPTED
+    show.say(
+        f"done: {outcome.result.bpb:.4f} bits per byte on validation ({outcome.result.protocol}).\n"
+        f"To sample: python sample.py --checkpoint {run_dir} --prompt TEXT"
+    )
+    return 0
+
+
+# --- What is checked before anything is written -------------------------------------------------
+
+
+def _check_folder(run_dir: Path, own: dict[str, Any]) -> None:
+    if own["resume"] and own["overwrite"]:
+        raise UserError("--resume and --overwrite exclude each other: go on, or begin anew?")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"--out {run_dir} is a file; name a folder")
+    if own["resume"] or own["overwrite"]:
+        return
+    if (run_dir / "config.yaml").exists() or list_checkpoints(run_dir):
+        raise UserError(
+            f"{run_dir} already holds a run; continue it with --resume, throw it away with"
+            " --overwrite, or name another folder with --out"
+        )
+
+
+def _check_same_run(saved: RunConfig, config: RunConfig) -> None:
+    before, now = saved.to_flat(), config.to_flat()
+    changed = [
+        f"{name} {now[name]} (it is {before[name]} there)"
+        for name in before
+        if before[name] != now[name] and name not in _FREE_ON_RESUME
+    ]
+    if changed:
+        raise UserError(
+            f"this run cannot be resumed with {', '.join(changed)}; leave that out, or start a new"
+            " run in another --out"
+        )
+
+
+def _check_length(config: RunConfig, corpus: Corpus) -> None:
+    if len(corpus.valid) == 0:
+        raise UserError(
+            f"the validation split of '{config.data.data}' is empty; give it a share with --split"
+        )
+    if config.model.seq_len > len(corpus.train):
+        raise UserError(
+            f"seq_len is {config.model.seq_len:,}, but the training split of '{config.data.data}'"
+            f" has {len(corpus.train):,} tokens; take a shorter --seq_len or a longer text"
+        )
+
+
+def _prepare_folder(run_dir: Path, config: RunConfig, own: dict[str, Any]) -> None:
+    """Make the folder of a new run; of an old one under ``--overwrite``, remove what runs write."""
+    try:
+        if own["overwrite"]:
+            for name in ("checkpoints", "events"):
+                shutil.rmtree(run_dir / name, ignore_errors=True)
+            for name in ("metrics.jsonl", "config.yaml"):
+                (run_dir / name).unlink(missing_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config.to_flat(), sort_keys=False)
+        (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--out {run_dir} cannot be written: {error.strerror or error}; name another folder"
+        ) from error
+
+
+@contextmanager
+def _finish_step_on_interrupt(trainer: Trainer, show: "_Display"):
+    """Let Ctrl-C end the run after the step it falls in; a second one ends it at once."""
+
+    def request_stop(signum, frame):
+        trainer.stop_requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        show.say("finishing the step and saving; press Ctrl-C again to stop at once")
+
+    previous = signal.signal(signal.SIGINT, request_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+# --- What a person sees -------------------------------------------------------------------------
+
+
+class _Display:
+    """Shows a run: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, config: RunConfig):
+        self.console, self.config = console, config
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>5.1f}%"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.training = self.progress.add_task("training", total=1.0, figures="", visible=False)
+        self.scoring = self.progress.add_task("scoring", total=1.0, figures="", visible=False)
+        self._last_line = time.monotonic()
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def prepare(self, config: RunConfig, existing_tokenizer) -> Corpus:
+        """Read the corpus, showing how far it is."""
+        data = config.data
+        with self.console.status(f"preparing {data.data}") as status:
+
+            def show_progress(what: str, n_bytes: int) -> None:
+                status.update(f"{what}: {n_bytes / 1e6:,.0f} MB")
+
+            return prepare_corpus(
+                data.data,
+                tokenizer=data.tokenizer,
+                vocab_size=config.model.vocab_size,
+                split=data.split,
+                cache_dir=Path(data.cache_dir) if data.cache_dir else default_cache_dir(),
+                existing_tokenizer=existing_tokenizer,
+                progress=show_progress,
+            )
+
+    def introduce(self, trainer: Trainer, corpus: Corpus, run_dir: Path) -> None:
+        """Say what is about to be trained, on what, and where it goes."""
+        model, recipe, config = trainer.model, self.config.training, self.config.model
+        limits = [f"{recipe.max_steps:,} steps"] if recipe.max_steps else []
+        limits += [f"{recipe.max_minutes:g} minutes"] if recipe.max_minutes else []
+        per_step = recipe.batch_size * recipe.accumulation * config.seq_len
+        self.say(
+            f"model   {model.n_parameters():,} parameters, {config.n_layer} layers, width"
+            f" {config.n_embd}, {config.n_head} heads, context {config.seq_len:,}\n"
+            f"pattern {config.pattern} by engine {model.engine} ({model.engine_reason})\n"
+            f"data    {corpus.spec}: {corpus.n_bytes['train']:,} bytes to train on,"
+            f" {corpus.n_bytes['valid']:,} to validate, as {corpus.tokenizer.kind} tokens\n"
+            f"run     {' or '.join(limits)}, {per_step:,} tokens a step, on {trainer.device},"
+            f" into {run_dir}"
+        )
+        if trainer.step:
+            self.say(f"resumed after step {trainer.step}, from {trainer.last_checkpoint}")
+
+    def on_step(self, step: int, progress: float, figures: dict[str, Any]) -> None:
+        bpb = figures["train_bpb"]
+        # The loss as other tools print it, in nats, beside the bits that models are compared by.
+        text = (
+            f"loss {bpb * log(2):.3f}  {bpb:.3f} bits/byte  step {step:,}"
+            f"  {figures['tokens_per_s']:,.0f} tokens/s"
+        )
+        self.progress.update(self.training, completed=progress, figures=text, visible=True)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._last_line > _SECONDS_BETWEEN_LINES:
+            left = figures["elapsed_s"] * (1 / max(progress, 1e-9) - 1)
+            self.say(f"{progress:6.1%}  {text}  about {left / 60:.1f} min left")
+            self._last_line = now
+
+    def on_evaluation_progress(self, done: int, total: int) -> None:
+        self.progress.update(self.scoring, completed=done / total, visible=done < total)
+
+    def on_evaluation(self, step: int, result: Score, sample: str) -> None:
+        self.say(
+            f"\nstep {step:,}: {result.bpb:.4f} bits per byte on validation ({result.protocol})"
+        )
+        if sample:
+            self.say("".join(f"  | {line}\n" for line in _printable(sample).splitlines()))
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        pass  # every so many steps: not worth a line
+
+
+def _printable(text: str) -> str:
+    """Replace control characters, which an untrained model writes and a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

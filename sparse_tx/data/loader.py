@@ -1,0 +1,114 @@
+"""Cut a stream of tokens into training windows, shuffle them, and resume exactly."""
+
+import numpy as np
+import torch
+
+from sparse_tx.errors import UserError
+
+
+class WindowLoader:
+    """Batches of windows of ``seq_len`` tokens, every window once an epoch.
+
+    Window w holds the targets ``tokens[o + w * seq_len : o + (w + 1) * seq_len]``; its inputs are
+    the start symbol and the same tokens without the last, so that each target is predicted from
+    what stands before it in the window. A window begins as evaluation and generation do: a model
+    that met the start symbol only once in its life would be at a loss there. A stream rarely divides by ``seq_len``: each epoch begins at its own offset o within the
+    remainder, so that no token is always left out. Order and offset come from a generator seeded
+    by (seed, epoch).
+
+    Args:
+        tokens: 1-D array of token ids, memory-mapped or not.
+        seq_len: tokens of a window.
+        batch_size: windows of a batch.
+        seed: of the order, 0 or more.
+        start_token: what stands before the first token of a window.
+
+    Raises:
+        UserError: a size below 1, a negative seed, or a window longer than the stream.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, *, seq_len: int, batch_size: int, seed: int, start_token: int
+    ):
+        for name, value, least in (
+            ("seq_len", seq_len, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise UserError(f"{name} is {value}; it must be {least} or more")
+        if seq_len > len(tokens):
+            raise UserError(
+                f"a window of seq_len {seq_len:,} tokens does not fit into a split of"
+                f" {len(tokens):,}; take a shorter seq_len, a larger corpus or a larger share"
+            )
+        self._tokens = np.asarray(tokens)  # slices of a plain array cost less than of a memmap
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_token = start_token
+        self._begin_epoch(0)
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """How many windows an epoch visits."""
+        return len(self._tokens) // self.seq_len
+
+    @property
+    def epoch(self) -> float:
+        """How many epochs have been given out: 1.25 after one epoch and a quarter of the next."""
+        return self._epoch + self._index / self.windows_per_epoch
+
+    def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give out the next ``batch_size`` windows, going on into the next epoch where one ends.
+
+        Returns:
+            inputs and targets, each (batch_size, seq_len) int64 on the CPU.
+        """
+        inputs, targets = np.empty((2, self.batch_size, self.seq_len), np.int64)
+        for row in range(self.batch_size):
+            if self._index == self.windows_per_epoch:
+                self._begin_epoch(self._epoch + 1)
+            begin = self._offset + int(self._order[self._index]) * self.seq_len
+            targets[row] = self._tokens[begin : begin + self.seq_len]
+            inputs[row, 0] = self.start_token
+            inputs[row, 1:] = targets[row, :-1]
+            self._index += 1
+        return torch.from_numpy(inputs), torch.from_numpy(targets)  # (B, T), (B, T)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands, in a few integers."""
+        return {"epoch": self._epoch, "index": self._index, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where the loader that gave ``state`` stood; the next window is its next window.
+
+        ``batch_size`` may differ.
+
+        Raises:
+            UserError: ``state`` is of another seed, ``seq_len`` or stream, or is incomplete.
+        """
+        for name, here in self._identity().items():
+            if state.get(name) != here:
+                raise UserError(
+                    f"the saved place in the data has {name} {state.get(name)} and this run has"
+                    f" {here}; resume with the same data, seq_len and seed, or start a new run"
+                )
+        epoch, index = state.get("epoch", -1), state.get("index", -1)
+        if epoch < 0 or not 0 <= index <= self.windows_per_epoch:
+            raise UserError(
+                f"the saved place in the data, window {index} of epoch {epoch}, does not exist;"
+                " resume from another checkpoint"
+            )
+        self._begin_epoch(epoch)
+        self._index = index
+
+    def _identity(self) -> dict[str, int]:
+        return {"seed": self.seed, "seq_len": self.seq_len, "n_tokens": len(self._tokens)}
+
+    def _begin_epoch(self, epoch: int) -> None:
+        generator = np.random.default_rng([self.seed, epoch])
+        remainder = len(self._tokens) % self.seq_len
+        self._epoch, self._index = epoch, 0
+        self._offset = int(generator.integers(remainder + 1))
+        self._order = generator.permutation(self.windows_per_epoch)

@@ -1,0 +1,5 @@
+"""How good a model is, in bits per byte."""
+
+from sparse_tx.evaluation.bits_per_byte import Score, score
+
+__all__ = ["Score", "score"]

@@ -1,0 +1,341 @@
+"""The training loop: steps, evaluations, checkpoints, and an exact way back into all of them."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sparse_tx.checkpoint import Checkpoint, save_checkpoint
+from sparse_tx.config import RunConfig, SamplingConfig
+from sparse_tx.data import Corpus, WindowLoader
+from sparse_tx.errors import UserError
+from sparse_tx.evaluation import Score, score
+from sparse_tx.generation import generate
+from sparse_tx.model import GPT
+from sparse_tx.training.averaging import WeightAverage
+from sparse_tx.training.metrics import MetricsLog, peak_memory_bytes
+from sparse_tx.training.optimiser import make_optimiser
+from sparse_tx.training.schedule import learning_rate
+
+# What is put aside of max_minutes for the end, beyond the measured length of its evaluation.
+_CLOSING_SECONDS = 3.0
+
+
+class Reporter(Protocol):
+    """Whoever shows a run to a person. Training itself prints nothing."""
+
+    def on_step(self, step: int, progress: float, figures: dict[str, Any]) -> None:
+        """A step was taken; ``progress`` is the share of the run that is done."""
+
+    def on_evaluation(self, step: int, result: Score, sample: str) -> None:
+        """The model was evaluated, and has written ``sample``."""
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        """A checkpoint is whole on the disk."""
+
+    def on_evaluation_progress(self, done: int, total: int) -> None:
+        """``done`` of ``total`` tokens are scored."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: after which step, whether its end was reached, and the last score."""
+
+    step: int
+    finished: bool
+    result: Score | None
+    checkpoint: Path | None
+
+
+class Trainer:
+    """One run. Its steps, and those of a run resumed from any of its checkpoints, are the same bits.
+
+    A run that ends by ``max_steps`` repeats exactly. One that ends by ``max_minutes`` alone lets its
+    learning rate follow the clock, which no two runs share.
+
+    Args:
+        config: the resolved configuration; its vocabulary is the tokenizer's.
+        corpus: the tokens.
+        run_dir: where metrics and checkpoints go.
+        reporter: who shows the progress.
+        device: where the model lives.
+        started: ``time.monotonic()`` at the start of the command, for ``max_minutes``.
+        checkpoint: continue from this one, read with its training state.
+
+    Raises:
+        UserError: the windows are longer than the corpus; a state that belongs to other data.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        run_dir: Path,
+        reporter: Reporter,
+        *,
+        device: torch.device,
+        started: float,
+        checkpoint: Checkpoint | None = None,
+    ):
+        self.config, self.corpus, self.run_dir, self.reporter = config, corpus, run_dir, reporter
+        self.device, self.recipe = device, config.training
+        self.stop_requested = False
+        torch.manual_seed(self.recipe.seed)
+        self.model = GPT(config.model).to(device)
+        self.optimiser = make_optimiser(self.model, self.recipe)
+        self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
+        self.loader = WindowLoader(
+            corpus.train,
+            seq_len=config.model.seq_len,
+            batch_size=self.recipe.batch_size,
+            seed=self.recipe.seed,
+            start_token=self.model.start_token,
+        )
+        self._byte_lengths = torch.from_numpy(corpus.tokenizer.token_bytes)
+        self.step = self.tokens = 0
+        # Of the steps since the last line of the log.
+        self._nats, self._bytes = 0.0, 0
+        self._elapsed_before = self._progress = 0.0
+        self._evaluation_speed = 0.0  # tokens per second, 0 as long as it is not known
+        self._sample_seconds = 0.0
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self._started = started
+        self._last_log = (time.monotonic(), self.tokens)
+        self.last_checkpoint = checkpoint.path if checkpoint else None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, those before it was resumed included."""
+        return self._elapsed_before + time.monotonic() - self._started
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done: by steps if they are limited, else by time."""
+        if self.recipe.max_steps is not None:
+            return self.step / self.recipe.max_steps
+        # The time needed for the end is estimated anew now and then; nothing goes back for that.
+        self._progress = max(self._progress, self.elapsed / self._training_seconds())
+        return self._progress
+
+    def _training_seconds(self) -> float:
+        """Seconds from the start at which training has to stop for the run to end in time."""
+        if self.recipe.max_minutes is None:
+            return float("inf")
+        last = min(self.recipe.final_eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
+        first = min(self.recipe.eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
+        # Before the first evaluation: a forward pass is a third of a training step.
+        speed = self._evaluation_speed or 3 * self.tokens / max(self.elapsed, 1e-9) or float("inf")
+        closing = _CLOSING_SECONDS + 1.1 * (last + first) / speed + 1.2 * self._sample_seconds
+        # However long the closing is estimated, it may not take the run away altogether.
+        return max(60 * self.recipe.max_minutes - closing, 0.1 * 60 * self.recipe.max_minutes)
+
+    def is_done(self) -> bool:
+        """Whether the run has reached its end."""
+        by_steps = self.recipe.max_steps is not None and self.step >= self.recipe.max_steps
+        return by_steps or self.elapsed >= self._training_seconds()
+
+    def run(self) -> Outcome:
+        """Train until the end of the run, or until ``stop_requested``.
+
+        Raises:
+            UserError: the loss or the gradient is not finite; a checkpoint could not be written.
+        """
+        metrics = MetricsLog(self.run_dir, from_step=self.step)
+        try:
+            result = None
+            while not self.is_done() and not self.stop_requested:
+                self.take_step()
+                if self.is_done():
+                    break
+                if self.step % self.recipe.eval_every == 0:
+                    self._evaluate_and_save(metrics)
+                    continue
+                self._show_and_log(metrics)
+                if self.step % self.recipe.save_every == 0:
+                    self._save(valid_bpb=None)
+            finished = self.is_done()
+            if finished:
+                result = self._evaluate_and_save(metrics, last=True)
+            elif self.step:
+                self._save(valid_bpb=None)
+            return Outcome(self.step, finished, result, self.last_checkpoint)
+        finally:
+            metrics.close()
+
+    # --- One step ---------------------------------------------------------------------------
+
+    def take_step(self) -> float:
+        """Take one optimiser step; returns its training loss in bits per byte."""
+        self.lr = learning_rate(self.recipe, self.step, self.progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr
+        self.model.train()
+        nats, n_bytes, n_tokens = 0.0, 0, 0
+        for _ in range(self.recipe.accumulation):
+            inputs, targets = self.loader.next_batch()  # (B, T) each
+            n_bytes += int(self._byte_lengths[targets].sum())
+            n_tokens += targets.numel()
+            with self._autocast():
+                loss = self.model.loss(
+                    inputs.to(self.device, non_blocking=True),
+                    targets.to(self.device, non_blocking=True),
+                )
+            (loss / (targets.numel() * self.recipe.accumulation)).backward()
+            nats += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
+        if not (abs(nats) < float("inf") and norm < float("inf")):
+            where = self.last_checkpoint or "none was written yet"
+            raise UserError(
+                f"step {self.step + 1}: the loss is {nats / n_tokens:.4g} nats per token and the"
+                f" gradient's norm {norm:.4g}, so training stopped before this step changed the"
+                f" weights; lower lr ({self.recipe.lr:g}) or raise warmup_steps, and go on from the"
+                f" last good checkpoint ({where})"
+            )
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model)
+        self.step += 1
+        self.tokens += n_tokens
+        self._nats += nats
+        self._bytes += n_bytes
+        return nats / log(2) / n_bytes
+
+    def _autocast(self):
+        if self.recipe.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    # --- Looking at the model -----------------------------------------------------------------
+
+    def _averaged(self):
+        return self.average.in_place_of(self.model) if self.average else contextlib.nullcontext()
+
+    def evaluate(self, max_bytes: int | None) -> Score:
+        """Score the first ``max_bytes`` of the validation split (all if None)."""
+        begin = time.monotonic()
+        with self._averaged(), self._autocast():
+            result = score(
+                self.model,
+                self.corpus.valid,
+                self.corpus.tokenizer.token_bytes,
+                max_bytes=max_bytes,
+                on_progress=self.reporter.on_evaluation_progress,
+            )
+        self._evaluation_speed = result.tokens / (time.monotonic() - begin)
+        return result
+
+    def sample(self) -> str:
+        """Text that the model writes from nothing; the same at every call on the same weights."""
+        if self.recipe.sample_length == 0:
+            return ""
+        begin = time.monotonic()
+        length = min(self.recipe.sample_length, self.config.model.seq_len)
+        with self._averaged(), self._autocast():
+            tokens = generate(
+                self.model, [], length=length, settings=SamplingConfig(), seed=self.recipe.seed
+            )
+            ids = [int(token) for token in tokens]
+        self._sample_seconds = time.monotonic() - begin
+        return self.corpus.tokenizer.decode(ids).decode("utf-8", errors="replace")
+
+    def _evaluate_and_save(self, metrics: MetricsLog, last: bool = False) -> Score:
+        figures = self._figures()
+        result = self.evaluate(self.recipe.eval_bytes)
+        # Always of the same bytes, for checkpoints to be compared by.
+        figures["valid_bpb"] = valid_bpb = result.bpb
+        if last and self.recipe.final_eval_bytes != self.recipe.eval_bytes:
+            result = self.evaluate(self.recipe.final_eval_bytes)
+        if last:
+            figures |= {"final_valid_bpb": result.bpb, "final_valid_bytes": result.bytes}
+        sample = self.sample()
+        self._write(metrics, figures)
+        metrics.write_sample(self.step, sample)
+        self._save(valid_bpb)
+        self.reporter.on_evaluation(self.step, result, sample)
+        return result
+
+    def _show_and_log(self, metrics: MetricsLog) -> None:
+        figures = self._figures()
+        self.reporter.on_step(self.step, min(1.0, self.progress), figures)
+        if self.step % self.recipe.log_every == 0:
+            self._write(metrics, figures)
+
+    def _figures(self) -> dict[str, Any]:
+        """What is known about the steps since the last line of the log."""
+        seconds = time.monotonic() - self._last_log[0]
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "elapsed_s": round(self.elapsed, 3),
+            # None if time ran out between two steps, right after a line was written.
+            "train_bpb": self._nats / log(2) / self._bytes if self._bytes else None,
+            "valid_bpb": None,
+            "lr": self.lr,
+            "tokens_per_s": (self.tokens - self._last_log[1]) / max(seconds, 1e-9),
+            "peak_rss_bytes": peak_memory_bytes(self.device),
+        }
+
+    def _write(self, metrics: MetricsLog, figures: dict[str, Any]) -> None:
+        metrics.write(figures)
+        self._nats, self._bytes = 0.0, 0
+        self._last_log = (time.monotonic(), self.tokens)
+
+    # --- Checkpoints ----------------------------------------------------------------------------
+
+    def _save(self, valid_bpb: float | None) -> None:
+        self.last_checkpoint = save_checkpoint(
+            self.run_dir,
+            step=self.step,
+            model_state=self.model.state_dict(),
+            ema_state=self.average.state_dict() if self.average else None,
+            config=self.config,
+            tokenizer=self.corpus.tokenizer,
+            training_state=self._state(),
+            keep_last=self.recipe.keep_last,
+            valid_bpb=valid_bpb,
+        )
+        self.reporter.on_checkpoint(self.step, self.last_checkpoint)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "average_steps": self.average.steps if self.average else 0,
+            "loader": self.loader.state_dict(),
+            "corpus": self.corpus.fingerprint,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "step": self.step,
+            "tokens": self.tokens,
+            "nats": self._nats,
+            "bytes": self._bytes,
+            "elapsed_s": self.elapsed,
+            "evaluation_speed": self._evaluation_speed,
+            "sample_seconds": self._sample_seconds,
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.training_state
+        if state["corpus"] != self.corpus.fingerprint:
+            raise UserError(
+                f"the data '{self.config.data.data}' is not what {checkpoint.path} was trained on;"
+                " give back the data as it was, or start a new run in another --out"
+            )
+        self.model.load_state_dict(checkpoint.model_state)
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.average:
+            self.average.load(checkpoint.ema_state, state["average_steps"])
+        self.loader.load_state_dict(state["loader"])
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"])
+        self.step, self.tokens = state["step"], state["tokens"]
+        self._nats, self._bytes = state["nats"], state["bytes"]
+        self._elapsed_before = state["elapsed_s"]
+        self._evaluation_speed = state["evaluation_speed"]
+        self._sample_seconds = state["sample_seconds"]

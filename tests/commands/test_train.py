@@ -1,0 +1,210 @@
+"""The train command as a person uses it, mistakes included."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sparse_tx import load_checkpoint
+from sparse_tx.commands import main as console
+from sparse_tx.commands.train import main
+from tests.training.helpers import TEXT
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_bytes(TEXT)
+
+
+def flags(out="out", **settings):
+    defaults = dict(
+        preset="tiny", data="text.txt", cache_dir="cache", max_steps=6, save_every=3, eval_every=4
+    )
+    given = defaults | settings | {"out": out}
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def losses(out="out"):
+    lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
+    return [(json.loads(line)["step"], json.loads(line)["train_bpb"]) for line in lines]
+
+
+def test_a_run_from_nothing_to_a_model(capsys):
+    assert main(flags()) == 0
+    said = capsys.readouterr().out
+    assert "pattern local:8,strided:8 by engine views" in said
+    assert "bits per byte on validation" in said
+    assert [step for step, _ in losses()] == [1, 2, 3, 4, 5, 6]
+    assert yaml.safe_load(Path("out/config.yaml").read_text())["max_steps"] == 6
+    assert list(Path("out/events").iterdir())
+    model, tokenizer, config = load_checkpoint("out")
+    assert config.model.pattern == "local:8,strided:8"
+    assert model(torch.from_numpy(tokenizer.encode(b"2 times").astype("int64"))[None]).shape == (
+        1,
+        7,
+        256,
+    )
+
+
+def test_precedence_of_settings(tmp_path):
+    Path("mine.yaml").write_text("n_embd: 48\nlr: 0.5\n")
+    # The file stands last on the command line, and flags still win over it.
+    assert main([*flags(lr=0.25), "--config", "mine.yaml"]) == 0
+    settings = yaml.safe_load(Path("out/config.yaml").read_text())
+    assert (settings["n_layer"], settings["n_embd"], settings["lr"]) == (2, 48, 0.25)
+    assert settings["betas"] == [0.9, 0.95]
+
+
+def test_print_config(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--preset", "tiny", "--print_config"])
+    assert ended.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["seq_len"] == 64
+    assert not Path("out").exists()
+
+
+def test_resume_continues_and_refuses_what_would_be_another_run(capsys):
+    assert main(flags("whole", max_steps=9)) == 0
+    assert main(flags("parts", max_steps=9, keep_last=9)) == 0
+    for step in (4, 6, 8, 9):
+        for file in Path(f"parts/checkpoints/step-{step:08}").iterdir():
+            file.unlink()
+        Path(f"parts/checkpoints/step-{step:08}").rmdir()
+    capsys.readouterr()
+    assert main(["--out=parts", "--resume"]) == 0
+    assert "resumed after step 3" in capsys.readouterr().out
+    assert losses("parts") == losses("whole")
+    assert main(["--out=parts", "--resume"]) == 2
+    assert "is complete after 9 steps; give a larger --max_steps" in capsys.readouterr().err
+    assert main(["--out=parts", "--resume", "--n_layer=3", "--max_steps=12"]) == 2
+    assert "cannot be resumed with n_layer 3 (it is 2 there)" in capsys.readouterr().err
+    assert main(["--out=parts", "--resume", "--max_steps=12"]) == 0
+
+
+def test_an_occupied_folder_is_left_alone():
+    assert main(flags()) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert main(flags(seed=2)) == 2
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    first = losses()
+    assert main([*flags(seed=2), "--overwrite"]) == 0
+    assert losses() != first
+    assert main([*flags(), "--overwrite", "--resume"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--preset=tinny"], "unknown preset 'tinny': did you mean 'tiny'?"),
+        (["--sequence_len=5"], "unknown flag --sequence_len: did you mean --seq_len?"),
+        (["--n_layer=two"], "n_layer"),
+        (["--n_layer=0"], "n_layer is 0; it must be 1 or more"),
+        (["--pattern=lokal:4"], "unknown word 'lokal'"),
+        (["--pattern=local:-4"], "it must be a whole number of tokens, 1 or more"),
+        (["--pattern=fixed:8:9"], "wider than its block"),
+        (["--pattern=dense/dense/dense"], "2 heads cannot be split into 3 equal groups"),
+        (["--engine=fast"], "unknown attention engine 'fast'"),
+        (["--position=left"], "position"),
+        (["--seq_len=100000"], "seq_len is 100,000, but the training split of"),
+        (["--data=absent.txt"], "absent.txt"),
+        (["--split=[90,5,6]"], "split"),
+        (["--split=[95,0,5]"], "the validation split of 'text.txt' is empty"),
+        (["--tokenizer=word"], "tokenizer"),
+        (["--config=absent.yaml"], "absent.yaml"),
+        (["--resume"], "out"),
+        (["--out=text.txt"], "text.txt"),
+        (["--max_steps=0"], "max_steps is 0"),
+        (["stray"], "stray"),
+        *([] if torch.cuda.is_available() else [(["--device=cuda"], "no CUDA device")]),
+    ],
+)
+def test_mistakes_get_a_sentence_and_write_nothing(arguments, sentence, capsys):
+    try:
+        status = main([*flags(), *arguments])
+    except SystemExit as ended:
+        status = ended.code
+    said = capsys.readouterr().err
+    assert status == 2
+    assert sentence in said
+    assert len(said.strip().splitlines()) == 1
+    assert said.startswith("error: ")
+    assert not Path("out").exists()
+
+
+def test_damaged_input_gets_a_sentence(capsys):
+    Path("empty.txt").write_bytes(b"")
+    Path("not.gz").write_bytes(b"plain text, whatever its name says")
+    for name in ("empty.txt", "not.gz"):
+        assert main(flags(data=name)) == 2
+        assert name in capsys.readouterr().err
+
+
+def test_a_changed_checkpoint_is_not_resumed(capsys):
+    assert main(flags()) == 0
+    weights = Path("out/checkpoints/step-00000006/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["--out=out", "--resume", "--max_steps=9"]) == 2
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+def start(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train_lm.py", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_to_the_end(*arguments):
+    process = start(*arguments)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+
+
+def wait_for_step(process, step, out="out"):
+    path = Path(out) / "metrics.jsonl"
+    for _ in range(6000):
+        if path.exists() and len(path.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError("the run does not move")
+
+
+@pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_an_ended_process_resumes_bit_exactly(kill, status):
+    long = dict(max_steps=40, eval_every=100, sample_length=0)
+    run_to_the_end(*flags("whole", **long))
+    broken = start(*flags(**long))
+    wait_for_step(broken, 8)
+    broken.send_signal(kill)
+    said = broken.communicate(timeout=300)[0]
+    assert broken.returncode == status
+    if kill == signal.SIGINT:
+        assert "to go on: python train_lm.py --out out --resume" in said
+    run_to_the_end("--out=out", "--resume")
+    assert losses("out") == losses("whole")
+    assert len(losses()) == 40
+
+
+def test_the_console_command(capsys):
+    assert console.main([]) == 0
+    assert "train a model" in capsys.readouterr().out
+    assert console.main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
+    assert console.main(["train", *flags()]) == 0

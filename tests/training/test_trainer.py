@@ -1,0 +1,215 @@
+"""The loop: exact resumption, stopping, and what it leaves behind."""
+
+import math
+import time
+
+import pytest
+import torch
+
+from sparse_tx.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
+from sparse_tx.config import TrainingConfig
+from sparse_tx.training.averaging import WeightAverage
+from sparse_tx.training.optimiser import make_optimiser
+from sparse_tx.training.schedule import learning_rate
+from tests.training.helpers import Silent, make_config, make_corpus, make_trainer, read_metrics
+
+EXACT = ("step", "tokens", "train_bpb", "valid_bpb", "lr", "final_valid_bpb")
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(Silent):
+    """Ends the process's life, as far as the run can tell, right after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, step, *_):
+        if step == self.step:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    make_trainer(corpus, run_dir).run()
+    return run_dir
+
+
+@pytest.mark.parametrize("step", [6, 8, 12, 22])
+def test_a_killed_run_resumes_bit_exactly(step, corpus, uninterrupted, tmp_path):
+    run_dir = tmp_path / "run"
+    with pytest.raises(Killed):
+        make_trainer(corpus, run_dir, reporter=KillAt(step)).run()
+    torch.manual_seed(1234)  # another process has another random state
+    make_trainer(corpus, run_dir, resume=True).run()
+    assert read_metrics(run_dir, *EXACT) == read_metrics(uninterrupted, *EXACT)
+    found, expected = (
+        read_checkpoint(find_checkpoint(folder), with_training_state=True)
+        for folder in (run_dir, uninterrupted)
+    )
+    for part in ("model_state", "ema_state"):
+        for name, tensor in getattr(expected, part).items():
+            assert torch.equal(getattr(found, part)[name], tensor), name
+    assert torch.equal(found.training_state["random"], expected.training_state["random"])
+    assert found.training_state["loader"] == expected.training_state["loader"]
+
+
+def test_a_stopped_run_resumes_bit_exactly(corpus, uninterrupted, tmp_path):
+    run_dir = tmp_path / "run"
+    trainer = make_trainer(corpus, run_dir)
+
+    class StopAt(Silent):
+        def on_step(self, step, *_):
+            trainer.stop_requested = step >= 9
+
+    trainer.reporter = StopAt()
+    outcome = trainer.run()
+    assert (outcome.step, outcome.finished) == (9, False)
+    assert outcome.checkpoint.name == "step-00000009"
+    outcome = make_trainer(corpus, run_dir, resume=True).run()
+    assert outcome.finished
+    assert read_metrics(run_dir, *EXACT) == read_metrics(uninterrupted, *EXACT)
+
+
+def test_what_a_run_leaves(corpus, uninterrupted):
+    steps = [step for (step,) in read_metrics(uninterrupted, "step")]
+    assert steps == list(range(1, 24))
+    evaluated = [s for s, bpb in read_metrics(uninterrupted, "step", "valid_bpb") if bpb]
+    assert evaluated == [7, 14, 21, 23]
+    names = {path.name for path in list_checkpoints(uninterrupted)}
+    assert {"step-00000020", "step-00000021", "step-00000023"} <= names
+    losses = [bpb for (bpb,) in read_metrics(uninterrupted, "train_bpb")]
+    assert losses[0] == pytest.approx(8, abs=0.01)
+    assert losses[-1] < 7
+    (final, n_bytes) = read_metrics(uninterrupted, "final_valid_bpb", "final_valid_bytes")[-1]
+    assert final < 8
+    assert n_bytes == 500
+
+
+def test_every_byte_of_a_step_is_counted(corpus, uninterrupted):
+    tokens = [t for (t,) in read_metrics(uninterrupted, "tokens")]
+    assert tokens == [3 * 2 * 31 * n for n in range(1, 24)]
+
+
+def test_accumulation_equals_a_larger_batch(corpus, tmp_path):
+    one = make_config(batch_size=6, accumulation=1, max_steps=3)
+    many = make_config(batch_size=1, accumulation=6, max_steps=3)
+    from dataclasses import replace
+
+    losses = []
+    for name, config in (("one", one), ("many", many)):
+        config = replace(config, model=replace(config.model, dropout=0.0))
+        trainer = make_trainer(corpus, tmp_path / name, config)
+        losses.append([trainer.take_step() for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(broken, corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path / "run")
+
+    class BreakAt(Silent):
+        def on_step(self, step, *_):
+            if step == 11:
+                trainer.model.token_embedding.weight.data.fill_(broken)
+
+    trainer.reporter = BreakAt()
+    with pytest.raises(ValueError, match=r"step 12: the loss is nan.*step-00000010"):
+        trainer.run()
+    last = read_checkpoint(find_checkpoint(tmp_path / "run"))
+    assert last.step == 10
+    assert all(tensor.isfinite().all() for tensor in last.model_state.values())
+
+
+def test_time_ends_a_run_and_moves_its_learning_rate(corpus, tmp_path):
+    minutes = 0.05
+    config = make_config(max_steps=None, max_minutes=minutes, warmup_steps=0)
+    begin = time.monotonic()
+    outcome = make_trainer(corpus, tmp_path / "run", config).run()
+    assert outcome.finished
+    assert outcome.result is not None
+    assert time.monotonic() - begin < 60 * minutes + 30  # on a machine however busy
+    rates = [lr for (lr,) in read_metrics(tmp_path / "run", "lr")]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_steps_decide_the_learning_rate_where_both_limits_are_given(corpus, tmp_path):
+    both = make_config(max_steps=5, max_minutes=60.0)
+    make_trainer(corpus, tmp_path / "run", both).run()
+    rates = [lr for (lr,) in read_metrics(tmp_path / "run", "lr")]
+    expected = [learning_rate(both.training, step, step / 5) for step in range(5)]
+    assert rates == expected
+
+
+def test_other_data_is_refused(corpus, tmp_path):
+    make_trainer(corpus, tmp_path / "run", make_config(max_steps=5)).run()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "text.txt").write_bytes(b"something else " * 2000)
+    from sparse_tx.data import prepare_corpus
+
+    other = prepare_corpus(str(tmp_path / "other" / "text.txt"), cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match="is not what .* was trained on"):
+        make_trainer(other, tmp_path / "run", make_config(max_steps=5), resume=True)
+
+
+def test_text_tokenizers_count_bytes(tmp_path):
+    corpus = make_corpus(tmp_path, tokenizer="bpe", vocab_size=300)
+    from dataclasses import replace
+
+    config = make_config(max_steps=2)
+    config = replace(config, model=replace(config.model, vocab_size=corpus.tokenizer.vocab_size))
+    trainer = make_trainer(corpus, tmp_path / "run", config)
+    # A uniform guess costs log2(V) bits per token, however many bytes a token stands for.
+    tokens, n_bytes = len(corpus.valid), corpus.n_bytes["valid"]
+    assert tokens < n_bytes
+    expected = math.log2(corpus.tokenizer.vocab_size) * tokens / n_bytes
+    assert trainer.evaluate(None).bpb == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_learning_rate(schedule):
+    config = TrainingConfig(
+        max_steps=100, lr=2.0, warmup_steps=9, final_lr_share=0.1, schedule=schedule
+    )
+    assert learning_rate(config, 0, 0.0) == pytest.approx(0.2)
+    assert learning_rate(config, 9, 0.0) == pytest.approx(2.0)
+    assert learning_rate(config, 50, 0.5) == pytest.approx(2.0 * 0.55)
+    assert learning_rate(config, 99, 1.0) == pytest.approx(0.2)
+    assert learning_rate(config, 99, 1.7) == pytest.approx(0.2)
+    quarter = (1 + math.cos(math.pi / 4)) / 2 if schedule == "cosine" else 0.75
+    assert learning_rate(config, 25, 0.25) == pytest.approx(2.0 * (0.1 + 0.9 * quarter))
+
+
+def test_only_matrices_decay(corpus, tmp_path):
+    model = make_trainer(corpus, tmp_path / "run").model
+    decayed, kept = make_optimiser(model, make_config().training).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]} == {"weight"}
+    assert all("norm" not in names[id(p)] for p in decayed["params"])
+    assert any("embedding" in names[id(p)] for p in kept["params"])
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.01, 0.0)
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+def test_the_average_follows_the_weights():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    average = WeightAverage(model, 0.5)
+    expected = 1.0
+    for step in range(1, 30):
+        model.weight.data.fill_(float(step))
+        average.update(model)
+        decay = min(0.5, step / (step + 9))
+        expected = decay * expected + (1 - decay) * step
+        assert average.weights["weight"].item() == pytest.approx(expected)
+    with average.in_place_of(model):
+        assert model.weight.item() == pytest.approx(expected)
+    assert model.weight.item() == 29
