@@ -210,6 +210,7 @@ def _in_columns(part: Strided, done, heads: range, B: int, T: int, device) -> It
         if length == 0:
             continue
         height = max(16, min(_COLUMN_ROWS, _SCORES // length))
+        height = ceil(length / ceil(length / height))  # tiles of one size
         room = max(1, _SCORES // (height * length))
         at_once = max(1, room // (B * len(heads)))
         for g in range(first, first + groups, at_once):
