@@ -36,7 +36,7 @@ class ModelConfig:
     bias: bool = True
     """Whether linear layers and layer norms have biases. The head has none."""
     qk_norm: bool = False
-    """Whether queries and keys are normalised per head before their product."""
+    """Whether each head's queries and keys are normalised (a layer norm without parameters)."""
     position: Literal["grid", "table", "rope", "none"] = "grid"
     """grid: the paper's sum of one learned table per axis of a grid; table: one learned table;
     rope: rotary queries and keys."""

@@ -20,7 +20,23 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 def gelu(x: Tensor) -> Tensor:
     """x sigmoid(1.702 x), the paper's approximation of GELU (section 5.4)."""
-    return x * torch.sigmoid(1.702 * x)
+    return F.silu(1.702 * x) / 1.702  # silu(y) is y sigmoid(y), in one pass
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2, keeping one tensor for the backward pass instead of two."""
+
+    @staticmethod
+    def forward(ctx, x):
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_out):
+        (positive,) = ctx.saved_tensors
+        return (d_out * positive).mul_(2)
 
 
 class Attention(nn.Module):
@@ -36,15 +52,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
-        widths = (self.config.qk_width, self.config.qk_width, C)
-        q, k, v = (
-            part.view(B, T, self.config.n_head, -1)  # (B, T, H, D)
-            for part in self.to_qkv(x).split(widths, dim=-1)
-        )
+        H, qk_width = self.config.n_head, self.config.qk_width
+        qk, v = self.to_qkv(x).split((2 * qk_width, C), dim=-1)
+        qk, v = qk.view(B, T, 2 * H, -1), v.view(B, T, H, -1)
         if self.config.qk_norm:
-            q, k = (F.rms_norm(part, part.shape[-1:]) for part in (q, k))
+            qk = F.layer_norm(qk, qk.shape[-1:])
         if self.config.position == "rope":
-            q, k = rotate(q), rotate(k)
+            qk = rotate(qk)
+        q, k = qk.chunk(2, dim=2)  # (B, T, H, D) each
         out = sparse_attention(
             *(part.transpose(1, 2) for part in (q, k, v)),  # views, (B, H, T, D)
             self.layer,
@@ -80,7 +95,7 @@ class FeedForward(nn.Module):
             gate, hidden = hidden.chunk(2, dim=-1)
             hidden = F.silu(gate) * hidden
         elif self.activation == "relu2":
-            hidden = F.relu(hidden).square()
+            hidden = _SquaredReLU.apply(hidden)
         else:
             hidden = gelu(hidden)
         return self.to_out(hidden)

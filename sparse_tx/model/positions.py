@@ -32,20 +32,22 @@ class PositionTables(nn.Module):
 
 
 @lru_cache(maxsize=8)
-def rotary_angles(T: int, D: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angle of each position and pair of numbers: ``(T, 1, D/2)`` each.
+def _turns(T: int, D: int, device: torch.device) -> Tensor:
+    """exp(i angle) for each position and pair of numbers: ``(T, 1, D/2)`` complex64.
 
-    Source: Su et al. 2021 (arXiv:2104.09864), with base 10,000. Computed in float64, so that
-    positions beyond a million still have exact angles.
+    Angles are computed in float64: at position 1,000,000 a float32 has no exact turn left.
     """
     frequency = 10_000.0 ** (-torch.arange(0, D, 2, device=device, dtype=torch.float64) / D)
     angle = torch.outer(torch.arange(T, device=device, dtype=torch.float64), frequency)
-    return angle.cos().float()[:, None], angle.sin().float()[:, None]
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)[:, None]
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Rotate ``(B, T, H, D)`` by position: numbers d and d + D/2 form a pair."""
-    cos, sin = rotary_angles(x.shape[1], x.shape[3], x.device)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    """Rotate queries or keys ``(B, T, H, D)`` by their positions, neighbours of D as pairs.
+
+    Their products then depend on the distance of the positions only. Source: Su et al. 2021
+    (arXiv:2104.09864), with base 10,000. As complex numbers this is one product, not seven.
+    """
+    half = x.dtype in (torch.float16, torch.bfloat16)  # which have no complex counterpart
+    pairs = torch.view_as_complex((x.float() if half else x).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * _turns(x.shape[1], x.shape[3], x.device)).flatten(-2).to(x)

@@ -1,6 +1,6 @@
 """From patterns to tiles: which rectangles of the score matrix are computed, and their masks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, inf, lcm
@@ -42,8 +42,10 @@ class Tile:
 class Sweep:
     """Tiles over one view ``(B, G, H, M, D)`` of some batch entries and heads of q, k and v.
 
-    Row m of the view's group g is the position ``first + g + m * stride``. ``merges`` says that
-    earlier sweeps have computed other keys of the same queries.
+    Row m of the view's group g is the position ``first + g * group_step + m * stride``; no position
+    occurs twice. ``merges`` says that earlier sweeps have computed other keys of the same queries;
+    ``writes_first``, that no earlier sweep has read the same keys, and that this one reads them all,
+    in ascending order.
     """
 
     tiles: tuple[Tile, ...]
@@ -52,9 +54,11 @@ class Sweep:
     length: int
     stride: int = 1
     first: int = 0
+    group_step: int = 1
     groups: int = 1
     prefix: Tensor | None = None
     merges: bool = False
+    writes_first: bool = False
 
     def view(self, x: Tensor) -> Tensor:
         """See ``(B, H, T, D)`` as this sweep does, without a copy: ``(B, G, H, M, D)``."""
@@ -62,7 +66,7 @@ class Sweep:
         b, h, t, d = x.stride()
         return x.as_strided(
             (x.shape[0], self.groups, x.shape[1], self.length, x.shape[3]),
-            (b, t, h, t * self.stride, d),
+            (b, t * self.group_step, h, t * self.stride, d),
             x.storage_offset() + self.first * t,
         )
 
@@ -78,8 +82,29 @@ def is_dense(pattern: Pattern, T: int) -> bool:
     )
 
 
-def plan(heads: tuple[Pattern, ...], B: int, T: int, device: torch.device) -> Iterator[Sweep]:
-    """Yield sweeps that together compute every allowed pair of every head exactly once."""
+def plan(heads: tuple[Pattern, ...], B: int, T: int, device: torch.device) -> Iterable[Sweep]:
+    """Sweeps that together compute every allowed pair of every head exactly once.
+
+    Plans are kept for the next call where their masks are few and shared by tiles.
+    """
+    shared = all(
+        isinstance(part, Local | Strided) or not _has_strided(pattern)
+        for pattern in set(heads)
+        for part in pattern.parts
+    ) and all(sum(isinstance(p, Strided) for p in pattern.parts) < 2 for pattern in set(heads))
+    return _kept_plan(heads, B, T, device) if shared else _plan(heads, B, T, device)
+
+
+@lru_cache(maxsize=32)
+def _kept_plan(heads, B: int, T: int, device) -> tuple[Sweep, ...]:
+    return tuple(_plan(heads, B, T, device))
+
+
+def _has_strided(pattern: Pattern) -> bool:
+    return any(isinstance(part, Strided) for part in pattern.parts)
+
+
+def _plan(heads, B: int, T: int, device) -> Iterator[Sweep]:
     for pattern, chosen in _group_heads(heads):
         parts = (Dense(),) if is_dense(pattern, T) else tuple(dict.fromkeys(pattern.parts))
         done = tuple(part for part in parts if not isinstance(part, Strided))
@@ -137,9 +162,60 @@ def _in_rows(parts, heads: range, B: int, T: int, device) -> Iterator[Sweep]:
         empty = empty and n_prefix == 0 and settled == low
         tiles.append(Tile(slice(start, stop), slice(low, stop), n_prefix, bias, empty))
         start = stop
-    room = _SCORES // (height * min(T, widest))
-    for batch, chosen in _split(heads, B, room):
-        yield Sweep(tuple(tiles), batch, chosen, T, prefix=prefix)
+    room = max(1, _SCORES // (height * min(T, widest)))
+    # One tile after another packs each key once, several at once some keys twice: that pays where
+    # single tiles are small.
+    alone = prefix is not None or room < 4 * B * len(heads)
+    if not alone:
+        tiles, alike = _take_alike(tiles)
+        yield from _side_by_side(alike, heads, B, room)
+    if tiles:
+        for batch, chosen in _split(heads, B, room):
+            yield Sweep(tuple(tiles), batch, chosen, T, prefix=prefix, writes_first=alone)
+
+
+def _take_alike(tiles: list[Tile]) -> tuple[list[Tile], list[Tile]]:
+    """Part the tiles into a rest and a run, as long as any, of equal shape, mask and distance."""
+
+    def kind(tile: Tile) -> tuple[int, int, int]:
+        return tile.rows.stop - tile.rows.start, tile.n_keys, id(tile.bias)
+
+    first = best = (0, 0)
+    for n, tile in enumerate(tiles):
+        follows = n > 0 and kind(tile) == kind(tiles[n - 1])
+        first = (first[0], n + 1) if follows else (n, n + 1)
+        best = max(best, first, key=lambda run: run[1] - run[0])
+    if best[1] - best[0] < 2:
+        return tiles, []
+    return tiles[: best[0]] + tiles[best[1] :], tiles[best[0] : best[1]]
+
+
+def _side_by_side(tiles: list[Tile], heads: range, B: int, room: int) -> Iterator[Sweep]:
+    """Compute tiles of one shape together, as groups of a view, for larger products."""
+    if not tiles:
+        return
+    model, n_keys = tiles[0], tiles[0].n_keys
+    spacing = tiles[1].rows.start - model.rows.start
+    # Intervals of neighbours overlap; every so many tiles apart they do not.
+    apart = ceil(n_keys / spacing)
+    rows = slice(n_keys - (model.rows.stop - model.rows.start), n_keys)
+    tile = Tile(rows, slice(0, n_keys), 0, model.bias, model.has_empty_rows)
+    at_once = max(1, room // (B * len(heads)))
+    for phase in range(apart):
+        disjoint = tiles[phase::apart]
+        for n in range(0, len(disjoint), at_once):
+            groups = disjoint[n : n + at_once]
+            first = groups[0].keys.start
+            for batch, chosen in _split(heads, B, room // len(groups)):
+                yield Sweep(
+                    (tile,),
+                    batch,
+                    chosen,
+                    n_keys,
+                    first=first,
+                    group_step=apart * spacing,
+                    groups=len(groups),
+                )
 
 
 def _summary_positions(parts, T: int, device) -> Tensor | None:
@@ -217,7 +293,17 @@ def _in_columns(part: Strided, done, heads: range, B: int, T: int, device) -> It
             n = min(at_once, first + groups - g)
             tiles = tuple(_column_tiles(part, done, g, n, length, height, device))
             for batch, chosen in _split(heads, B, room // n):
-                yield Sweep(tiles, batch, chosen, length, part.stride, g, n, merges=bool(done))
+                yield Sweep(
+                    tiles,
+                    batch,
+                    chosen,
+                    length,
+                    part.stride,
+                    g,
+                    groups=n,
+                    merges=bool(done),
+                    writes_first=not done,
+                )
 
 
 def _column_tiles(part, done, first: int, groups: int, length: int, height: int, device):

@@ -15,7 +15,7 @@ Scores, and lse with them, are in units of log 2: exp2 takes masked scores at fu
 exp of torch's CPU build is 15 times slower on arguments whose result is 0.
 """
 
-from math import log
+from math import log, prod
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ _LOG2_E = 1 / log(2)
 # A row without keys has this maximum instead of -inf, from which -inf can be subtracted.
 _NO_KEY = -1e30
 # Extra keys that the workspace holds, so that overlapping intervals are packed once, not per tile.
-_SLACK = 512
+_SLACK = 128
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
@@ -52,8 +52,9 @@ class _SparseAttention(torch.autograd.Function):
         B, _, T, _ = q.shape
         out = torch.empty_like(v)  # the first sweep of every head writes all rows of it
         lse = q.new_empty((*q.shape[:3], 1), dtype=_compute_dtype(q))
+        work = _Workspace(q)
         for sweep in plan(heads, B, T, q.device):
-            _forward(sweep, q, k, v, out, lse, scale)
+            _forward(sweep, work, q, k, v, out, lse, scale)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.heads, ctx.scale = heads, scale
         return out
@@ -64,10 +65,14 @@ class _SparseAttention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         B, _, T, _ = q.shape
         # Sums of many tiles' contributions are kept in the precision of the computation.
-        dq = torch.empty_like(q, dtype=_compute_dtype(q))
-        dk, dv = (torch.zeros_like(x, dtype=_compute_dtype(x)) for x in (k, v))
-        for sweep in plan(ctx.heads, B, T, q.device):
-            _backward(sweep, q, k, v, out, lse, d_out, dq, dk, dv, ctx.scale)
+        sweeps = plan(ctx.heads, B, T, q.device)
+        owned = isinstance(sweeps, tuple) and all(s.writes_first or s.merges for s in sweeps)
+        dq, dk, dv = (torch.empty_like(x, dtype=_compute_dtype(x)) for x in (q, k, v))
+        if not owned:
+            dk.zero_(), dv.zero_()
+        work = _Workspace(q)
+        for sweep in sweeps:
+            _backward(sweep, work, q, k, v, out, lse, d_out, dq, dk, dv, ctx.scale)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
@@ -76,7 +81,10 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 class _Workspace:
-    """Buffers that are allocated once for a sweep and shaped anew for every tile."""
+    """Buffers that are allocated once for a pass and shaped anew for every tile.
+
+    Fresh memory costs a page fault every 4 KiB, more than the arithmetic on it.
+    """
 
     def __init__(self, like: Tensor):
         self._like = like
@@ -84,7 +92,7 @@ class _Workspace:
 
     def take(self, name: str, *shape: int) -> Tensor:
         """A contiguous tensor of this shape, its content undefined."""
-        size = torch.Size(shape).numel()
+        size = prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < size:
             buffer = self._like.new_empty(size, dtype=_compute_dtype(self._like))
@@ -106,20 +114,31 @@ class _PackedKeys:
     when their keys leave.
     """
 
-    def __init__(self, sweep: Sweep, k: Tensor, v: Tensor, grads: tuple[Tensor, Tensor] | None):
+    def __init__(
+        self,
+        sweep: Sweep,
+        work: _Workspace,
+        k: Tensor,
+        v: Tensor,
+        grads: tuple[Tensor, Tensor] | None,
+    ):
         self.sources = [sweep.view(k), sweep.view(v)]  # (B, G, H, M, D)
         self.grad_targets = [sweep.view(grad) for grad in grads] if grads else []
         self.prefix = sweep.prefix
         widest = max(tile.n_keys for tile in sweep.tiles)
         n_keys = 0 if self.prefix is None else len(self.prefix)
         self.capacity = min(widest + _SLACK, n_keys + sweep.length)
-        self.packed = [self._empty(source) for source in self.sources]
-        self.grads = [self._empty(target) for target in self.grad_targets]
+        self.packed = [
+            work.take(f"packed {n}", *x.shape[:3], self.capacity, x.shape[-1])
+            for n, x in enumerate(self.sources)
+        ]
+        self.grads = [
+            work.take(f"packed grad {n}", *x.shape[:3], self.capacity, x.shape[-1])
+            for n, x in enumerate(self.grad_targets)
+        ]
         self.n_prefix = self.low = self.high = 0
-
-    def _empty(self, view: Tensor) -> Tensor:
-        *lead, _, D = view.shape
-        return view.new_empty(*lead, self.capacity, D, dtype=_compute_dtype(view))
+        self.fresh = 0  # from here on, the packed keys are those that the last tile appended
+        self.written = 0 if sweep.writes_first else sweep.length  # rows of grads that hold sums
 
     def load(self, tile: Tile) -> slice:
         """Make the tile's keys stand side by side; returns where."""
@@ -132,11 +151,14 @@ class _PackedKeys:
         )
         if not appends:
             self._release_interval()
+            self.fresh = self.n_prefix
             if tile.n_prefix > self.n_prefix:
                 chosen = self.prefix[self.n_prefix : tile.n_prefix]
                 self._append(self.n_prefix, [x[..., chosen, :] for x in self.sources])
                 self.n_prefix = tile.n_prefix
             self.low = self.high = start
+        else:
+            self.fresh = self.n_prefix + self.high - self.low
         if stop > self.high:
             at = self.n_prefix + self.high - self.low
             self._append(at, [x[..., self.high : stop, :] for x in self.sources])
@@ -147,22 +169,30 @@ class _PackedKeys:
     def _append(self, at: int, columns: list[Tensor]) -> None:
         for packed, new in zip(self.packed, columns, strict=True):
             packed[..., at : at + new.shape[-2], :].copy_(new)
-        for grad in self.grads:
-            grad[..., at : at + columns[0].shape[-2], :].zero_()
 
     def select(self, where: slice) -> list[Tensor]:
         """The loaded keys and values: two of ``(N, keys, D)``."""
         return [x.flatten(0, 2)[:, where] for x in self.packed]
 
     def add_grads(self, where: slice, dk: Tensor, dv: Tensor) -> None:
-        """Add a tile's gradients, ``(N, keys, D)`` each."""
+        """Add a tile's gradients, ``(N, keys, D)`` each, to those of earlier tiles.
+
+        Keys that this tile appended have none yet: theirs are written, not added.
+        """
+        old = self.fresh - where.start
         for grad, new in zip(self.grads, (dk, dv), strict=True):
-            grad.flatten(0, 2)[:, where].add_(new)
+            grad = grad.flatten(0, 2)[:, where]
+            grad[:, :old].add_(new[:, :old])
+            grad[:, old:] = new[:, old:]
 
     def _release_interval(self) -> None:
-        here = slice(self.n_prefix, self.n_prefix + self.high - self.low)
+        # In a sweep that owns its gradients, the first to come is written, not added to zeros.
+        split = max(self.low, min(self.written, self.high))
+        old, end = self.n_prefix + split - self.low, self.n_prefix + self.high - self.low
         for grad, target in zip(self.grads, self.grad_targets, strict=True):
-            target[..., self.low : self.high, :].add_(grad[..., here, :])
+            target[..., self.low : split, :].add_(grad[..., self.n_prefix : old, :])
+            target[..., split : self.high, :] = grad[..., old:end, :]
+        self.written = max(self.written, self.high)
 
     def release(self) -> None:
         """Hand over all gradients that are still held here."""
@@ -182,10 +212,9 @@ def _scores(work: _Workspace, tile: Tile, q: Tensor, k: Tensor, scale: float, gr
     return scores
 
 
-def _forward(sweep: Sweep, q, k, v, out, lse, scale: float) -> None:
+def _forward(sweep: Sweep, work: _Workspace, q, k, v, out, lse, scale: float) -> None:
     q, out, lse = sweep.view(q), sweep.view(out), sweep.view(lse)
-    keys = _PackedKeys(sweep, k, v, None)
-    work = _Workspace(q)
+    keys = _PackedKeys(sweep, work, k, v, None)
     groups = q.shape[:3]
     for tile in sweep.tiles:
         here = (..., tile.rows, slice(None))
@@ -212,10 +241,11 @@ def _forward(sweep: Sweep, q, k, v, out, lse, scale: float) -> None:
         lse[here] = part_lse
 
 
-def _backward(sweep: Sweep, q, k, v, out, lse, d_out, dq, dk, dv, scale: float) -> None:
+def _backward(
+    sweep: Sweep, work: _Workspace, q, k, v, out, lse, d_out, dq, dk, dv, scale: float
+) -> None:
     q, out, lse, d_out, dq = (sweep.view(x) for x in (q, out, lse, d_out, dq))
-    keys = _PackedKeys(sweep, k, v, (dk, dv))
-    work = _Workspace(q)
+    keys = _PackedKeys(sweep, work, k, v, (dk, dv))
     groups = q.shape[:3]
     for tile in sweep.tiles:
         here = (..., tile.rows, slice(None))
