@@ -1,4 +1,4 @@
-"""Exact attention along sparse patterns. ``api`` chooses an engine; engines do not know each other."""
+"""Exact attention along sparse patterns: ``api`` chooses among engines that ignore each other."""
 
 from sparse_tx.attention.api import resolve_engine, sparse_attention
 

@@ -10,6 +10,8 @@ from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Literal
 
+import torch
+
 from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint, write_atomically
 from sparse_tx.commands.shell import CommandParser, choose_device, run_command
 from sparse_tx.config import SamplingConfig

@@ -32,8 +32,9 @@ from sparse_tx.errors import UserError
 from sparse_tx.evaluation import Score
 from sparse_tx.training import Trainer
 
-DESCRIPTION = """Train a model, by default the preset cpu on the Python sources of this machine: ten
-minutes on two cores. Settings come from, each before the next: defaults, --preset, --config, flags."""
+DESCRIPTION = """Train a model: by default the preset cpu, on the Python sources of this machine,
+for ten minutes. Settings are taken from defaults, --preset, --config and flags, the later the
+stronger."""
 
 # What a resumed run may do otherwise than before, without becoming another run.
 _FREE_ON_RESUME = {
@@ -62,9 +63,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="train_lm.py", description=DESCRIPTION)
     add = parser.add_argument
     add("--preset", type=str, default="cpu", help=f"One of {', '.join(preset_names())}.")
-    add(
-        "--config", action=ActionConfigFile, help="YAML file of settings, flat, named as the flags."
-    )
+    add("--config", action=ActionConfigFile, help="YAML file of settings, named as the flags.")
     add("--out", type=str, default="out", help="Run directory: metrics, events, checkpoints.")
     add("--resume", action="store_true", help="Continue the run in --out.")
     add("--overwrite", action="store_true", help="Throw away the run in --out.")
@@ -74,7 +73,7 @@ def _parser() -> CommandParser:
 
 
 def _parse(argv: list[str]) -> tuple[RunConfig, Any]:
-    """Read the settings in their order of precedence; also returns the flags that are no setting."""
+    """Read the settings by their precedence; also returns the flags that are no setting."""
     scout = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scout.add_argument("--preset", nargs="?", default="cpu")
     scout.add_argument("--out", nargs="?", default="out")
@@ -136,8 +135,8 @@ def _train(argv: list[str]) -> int:
     )
     if trainer.is_done():
         raise UserError(
-            f"the run in {run_dir} is complete after {trainer.step} steps; give a larger --max_steps"
-            " or --max_minutes to go on"
+            f"the run in {run_dir} is complete after {trainer.step} steps; give a larger"
+            " --max_steps or --max_minutes to go on"
         )
     _prepare_folder(run_dir, config, own)
     show.introduce(trainer, corpus, run_dir)

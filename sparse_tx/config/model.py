@@ -10,7 +10,7 @@ from sparse_tx.patterns import BlockLocal, Stack, Strided, Summary, parse_patter
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder. The defaults of the options are the paper's model (arXiv:1904.10509, section 5)."""
+    """A decoder. Options are by default as in the paper (arXiv:1904.10509, section 5)."""
 
     vocab_size: int = 256
     """Symbols of the tokenizer. Byte and char tokenizers bring their own; for bpe it is the aim."""
@@ -45,11 +45,11 @@ class ModelConfig:
     tie_embeddings: bool = False
     """Whether the head uses the token embedding's weights."""
     init: Literal["paper", "paper-code", "zero-out"] = "paper"
-    """Standard deviation of weights: paper: .125 / sqrt(fan-in); paper-code: sqrt(.125 / fan-in), as
-    the authors' code reads it; zero-out: the latter with branch outputs at zero."""
+    """Standard deviation of weights: paper: .125 / sqrt(fan-in); paper-code: sqrt(.125 / fan-in),
+    as the authors' code reads it; zero-out: the latter, with branch outputs at zero."""
 
     dropout: float = 0.0
-    """Probability of dropping an element of a branch's output. Attention weights are never dropped."""
+    """Probability of dropping an element of a branch's output; attention weights are kept."""
     recompute: bool = False
     """Whether blocks are computed again in the backward pass instead of kept."""
     chunk: int = 16_384

@@ -31,7 +31,7 @@ class TrainingConfig:
     """How a model is trained, for how long, and what is written down meanwhile."""
 
     max_steps: int | None = None
-    """Optimiser steps after which training ends. The learning rate follows them if they are given."""
+    """Optimiser steps after which training ends; the learning rate follows them if given."""
     max_minutes: float | None = None
     """Wall-clock minutes that the whole command may take, last evaluation and sample included."""
     batch_size: int = 1

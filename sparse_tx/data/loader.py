@@ -12,8 +12,9 @@ class WindowLoader:
     Window w holds the targets ``tokens[o + w * seq_len : o + (w + 1) * seq_len]``; its inputs are
     the start symbol and the same tokens without the last, so that each target is predicted from
     what stands before it in the window. A window begins as evaluation and generation do: a model
-    that met the start symbol only once in its life would be at a loss there. A stream rarely divides by ``seq_len``: each epoch begins at its own offset o within the
-    remainder, so that no token is always left out. Order and offset come from a generator seeded
+    that met the start symbol only once in its life would be at a loss there. A stream rarely
+    divides by ``seq_len``: each epoch begins at its own offset o within the remainder, so that no
+    token is always left out. Order and offset come from a generator seeded
     by (seed, epoch).
 
     Args:

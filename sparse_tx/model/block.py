@@ -40,7 +40,7 @@ class _SquaredReLU(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    """Multi-head attention along one layer's patterns; activations stay in ``(B, T, H, D)`` memory."""
+    """Multi-head attention along one layer's patterns; memory is laid out ``(B, T, H, D)``."""
 
     def __init__(self, config: ModelConfig, layer: Layer, engine: str):
         super().__init__()
@@ -102,7 +102,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """a = dropout(attention(norm(x))); b = dropout(feed-forward(norm(x + a))); the result x + a + b."""
+    """x + a + b, with a = dropout(attention(norm(x))), b = dropout(feed_forward(norm(x + a)))."""
 
     def __init__(self, config: ModelConfig, layer: Layer, engine: str):
         super().__init__()

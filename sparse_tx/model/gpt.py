@@ -13,7 +13,7 @@ from sparse_tx.model.positions import PositionTables
 
 
 class GPT(nn.Module):
-    """The paper's decoder (arXiv:1904.10509, section 5), with newer choices as options of its config.
+    """The paper's decoder (arXiv:1904.10509, section 5), with newer choices as options.
 
     A token predicts the one after it. Before the first token of a text stands the start symbol,
     whose id is ``config.vocab_size``: the embedding has one row more than the vocabulary.

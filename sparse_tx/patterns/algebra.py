@@ -22,7 +22,7 @@ def _triangle(n: int) -> int:
 
 
 class Pattern:
-    """Who may look at whom within one head. Positions count from 0; a query never reads a later key."""
+    """Who may look at whom within one head. Positions count from 0; no query reads a later key."""
 
     def allows(self, q, k):
         """Say whether query ``q`` may read key ``k``.
@@ -196,8 +196,9 @@ class Summary(Pattern):
             )
         if self.subblock is not None and not 0 <= self.subblock < self.subblocks:
             raise UserError(
-                f"sub-block @{self.subblock} of a '{self.word}' pattern: blocks of {self.length} hold"
-                f" {self.subblocks} sub-blocks of {self.columns} columns, @0 to @{self.subblocks - 1}"
+                f"sub-block @{self.subblock} of a '{self.word}' pattern: blocks of {self.length}"
+                f" hold {self.subblocks} sub-blocks of {self.columns} columns, @0 to"
+                f" @{self.subblocks - 1}"
             )
 
     @property

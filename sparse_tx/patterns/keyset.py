@@ -52,8 +52,8 @@ class Comb:
 class KeySet(Set):
     """An immutable, ordered set of positions: the union of some combs, which may overlap.
 
-    Equal to, and combined with, any other ``Set`` (``read_set(i) == {0, 1}``); iterates in ascending
-    order; ``len`` and ``in`` never enumerate.
+    Equal to, and combined with, any other ``Set`` (``read_set(i) == {0, 1}``); iterates in
+    ascending order; ``len`` and ``in`` never enumerate.
     """
 
     __slots__ = ("combs",)

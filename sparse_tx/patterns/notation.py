@@ -48,7 +48,7 @@ def parse_pattern(text: str) -> Stack:
 
 
 def parse_layer(text: str, within: str | None = None) -> Layer:
-    """Read one layer's notation, such as ``"local:128/strided:128"``; ``within`` is for messages."""
+    """Read one layer's notation, ``"local:128/strided:128"``; ``within`` is for messages."""
     return Layer(tuple(_parse_head(head, within or text) for head in text.split("/")))
 
 

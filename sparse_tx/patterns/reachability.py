@@ -16,7 +16,7 @@ _SOURCES_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class Reachability:
-    """What a stack connects: ``pairs`` (i, j) with j <= i in all, ``missing`` of them not connected.
+    """What a stack connects: of ``pairs`` (i, j) with j <= i, ``missing`` are not connected.
 
     ``examples`` holds the first few missing (query, key) pairs, by key.
     """

@@ -52,10 +52,10 @@ class Outcome:
 
 
 class Trainer:
-    """One run. Its steps, and those of a run resumed from any of its checkpoints, are the same bits.
+    """One run; resumed from any of its checkpoints, it takes the same steps to the bit.
 
-    A run that ends by ``max_steps`` repeats exactly. One that ends by ``max_minutes`` alone lets its
-    learning rate follow the clock, which no two runs share.
+    A run that ends by ``max_steps`` repeats exactly. One that ends by ``max_minutes`` alone lets
+    its learning rate follow the clock, which no two runs share.
 
     Args:
         config: the resolved configuration; its vocabulary is the tokenizer's.

@@ -129,9 +129,9 @@ def test_initial_standard_deviations(init):
         check(block.attention.to_out.weight, expected(C) / (2 * N) ** 0.5)
         check(block.feed_forward.to_out.weight, expected(4 * C) / (2 * N) ** 0.5)
     assert not model.head.weight.any()
-    assert not any(
-        p.any() for name, p in model.named_parameters() if "to_" in name and "bias" in name
-    )
+    biases = [p for name, p in model.named_parameters() if "to_" in name and "bias" in name]
+    assert len(biases) == 3 * N  # to_qkv and to_out of attention, to_out of the feed-forward
+    assert not any(p.any() for p in biases)
 
 
 def test_the_block_is_the_papers():

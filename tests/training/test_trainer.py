@@ -156,7 +156,7 @@ def test_other_data_is_refused(corpus, tmp_path):
     from sparse_tx.data import prepare_corpus
 
     other = prepare_corpus(str(tmp_path / "other" / "text.txt"), cache_dir=tmp_path / "cache")
-    with pytest.raises(ValueError, match="is not what .* was trained on"):
+    with pytest.raises(ValueError, match=r"is not what .* was trained on"):
         make_trainer(other, tmp_path / "run", make_config(max_steps=5), resume=True)
 
 

@@ -44,8 +44,7 @@ class Sweep:
 
     Row m of the view's group g is the position ``first + g * group_step + m * stride``; no position
     occurs twice. ``merges`` says that earlier sweeps have computed other keys of the same queries;
-    ``writes_first``, that no earlier sweep has read the same keys, and that this one reads them all,
-    in ascending order.
+    ``writes_first``, that this sweep reads all keys, in ascending order, and before any other.
     """
 
     tiles: tuple[Tile, ...]
@@ -269,7 +268,7 @@ def _cached_bias(parts, low: int, start: int, stop: int, device) -> tuple[Tensor
 
 
 def _as_bias(allowed: Tensor) -> tuple[Tensor, bool]:
-    """``(..., rows, keys)`` bool to a ``(groups or 1, 1, rows, keys)`` bias, and if a row is empty."""
+    """From ``(..., rows, keys)`` bool: ``(groups or 1, 1, rows, keys)``, and if a row is empty."""
     bias = torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -inf)
     bias = bias.view(-1, 1, *allowed.shape[-2:])
     return bias, not bool(allowed.any(-1).all())
@@ -330,7 +329,7 @@ def _column_tiles(part, done, first: int, groups: int, length: int, height: int,
 
 @lru_cache(maxsize=256)
 def _cached_column_bias(near: int, low: int, rows: int, device) -> tuple[Tensor, bool]:
-    """Within a column: all keys at least ``near`` rows back, for keys from ``low`` (0: the tile)."""
+    """Within a column: keys at least ``near`` rows back, beginning at ``low`` (0 is the tile)."""
     queries = torch.arange(rows, device=device)[:, None]
     keys = torch.arange(low, rows, device=device)[None, :]
     return _as_bias(queries - keys >= near)

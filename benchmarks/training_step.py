@@ -1,0 +1,109 @@
+"""Where the time of a training step goes, and what the same model costs with other patterns.
+
+    python benchmarks/training_step.py --patterns "dense" --out benchmarks/results/training_step.json
+
+Steps of the preset and of the same model with other patterns take turns; times are medians. Shares
+come from torch's profiler, by the operators' own time; attention is everything within it.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from statistics import median
+
+import torch
+import yaml
+from provenance import write_result
+from torch.profiler import ProfilerActivity, profile
+
+from sparse_tx.config import RunConfig, preset_text
+from sparse_tx.model import GPT
+from sparse_tx.training.optimiser import make_optimiser
+
+# Operators by what they are for; what is in none of these is elementwise work and copies.
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "norms": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
+    "loss": ("aten::_log_softmax", "aten::nll_loss_forward"),
+    "optimiser": ("aten::_fused_adamw_", "aten::_foreach_norm"),
+}
+ATTENTION = (
+    "_SparseAttention",
+    "_SparseAttentionBackward",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+)
+
+
+class Step:
+    """A model and its optimiser, taking training steps on random bytes."""
+
+    def __init__(self, config: RunConfig):
+        torch.manual_seed(0)
+        self.model = GPT(config.model)
+        self.optimiser = make_optimiser(self.model, config.training)
+        self.tokens = torch.randint(
+            0, config.model.vocab_size, (config.training.batch_size, config.model.seq_len)
+        )
+
+    def take(self) -> float:
+        """Take one step; returns its seconds."""
+        begin = time.perf_counter()
+        self.model.loss(self.tokens, self.tokens).div(self.tokens.numel()).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return time.perf_counter() - begin
+
+
+def shares(step: Step, n_steps: int = 3) -> dict[str, float]:
+    """The share of each kind of work in the time of a step."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(n_steps):
+            step.take()
+    events = profiled.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    found = {"attention": sum(e.cpu_time_total for e in events if e.key in ATTENTION) / total}
+    for kind, names in KINDS.items():
+        found[kind] = sum(e.self_cpu_time_total for e in events if e.key in names) / total
+    found["elementwise and copies"] = 1 - sum(found.values())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--patterns", default="dense", help="further patterns, separated by ;")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    config = RunConfig.from_flat(yaml.safe_load(preset_text(args.preset)))
+    patterns = [config.model.pattern, *args.patterns.split(";")]
+    steps = {p: Step(replace(config, model=replace(config.model, pattern=p))) for p in patterns}
+    seconds = {pattern: [] for pattern in patterns}
+    for step in steps.values():
+        step.take()
+    for _ in range(args.rounds):
+        for pattern, step in steps.items():
+            seconds[pattern].append(step.take())
+    results = {}
+    for pattern, step in steps.items():
+        middle = median(seconds[pattern])
+        n_parameters = step.model.n_parameters()
+        results[pattern] = {
+            "seconds": seconds[pattern],
+            "tokens_per_s": step.tokens.numel() / middle,
+            "n_parameters": n_parameters,
+            "shares": shares(step),
+        }
+        print(
+            f"{pattern}: {middle:.3f} s a step ({min(seconds[pattern]):.3f} to"
+            f" {max(seconds[pattern]):.3f}), {step.tokens.numel() / middle:,.0f} tokens/s"
+        )
+        for kind, share in sorted(results[pattern]["shares"].items(), key=lambda x: -x[1]):
+            print(f"  {share:6.1%}  {kind}")
+    write_result(args.out, {"preset": args.preset, "patterns": results})
+
+
+if __name__ == "__main__":
+    main()
