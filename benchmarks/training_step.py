@@ -1,6 +1,6 @@
 """Where the time of a training step goes, and what the same model costs with other patterns.
 
-    python benchmarks/training_step.py --patterns "dense" --out benchmarks/results/training_step.json
+    python benchmarks/training_step.py --patterns dense --out benchmarks/results/training_step.json
 
 Steps of the preset and of the same model with other patterns take turns; times are medians. Shares
 come from torch's profiler, by the operators' own time; attention is everything within it.
@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sparse_tx.config import RunConfig, preset_text
 from sparse_tx.model import GPT
-from sparse_tx.training.optimiser import make_optimiser
+from sparse_tx.training.optimiser import make_optimisers
 
 # Operators by what they are for; what is in none of these is elementwise work and copies.
 KINDS = {
@@ -36,12 +36,12 @@ ATTENTION = (
 
 
 class Step:
-    """A model and its optimiser, taking training steps on random bytes."""
+    """A model and its optimisers, taking training steps on random bytes."""
 
     def __init__(self, config: RunConfig):
         torch.manual_seed(0)
         self.model = GPT(config.model)
-        self.optimiser = make_optimiser(self.model, config.training)
+        self.optimisers = make_optimisers(self.model, config.training)
         self.tokens = torch.randint(
             0, config.model.vocab_size, (config.training.batch_size, config.model.seq_len)
         )
@@ -51,8 +51,9 @@ class Step:
         begin = time.perf_counter()
         self.model.loss(self.tokens, self.tokens).div(self.tokens.numel()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.model.zero_grad(set_to_none=True)
         return time.perf_counter() - begin
 
 

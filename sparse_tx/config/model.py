@@ -42,11 +42,15 @@ class ModelConfig:
     rope: rotary queries and keys."""
     position_shape: tuple[int, ...] = ()
     """Axes of the position grid, slowest first. By default rows as wide as the pattern's stride."""
+    recent_tokens: int = 1
+    """Tokens whose embeddings make up an input, each from its own table: the latest alone as in the
+    paper, or some before it too, which gives the first layer its n-grams without attention."""
     tie_embeddings: bool = False
     """Whether the head uses the token embedding's weights."""
     init: Literal["paper", "paper-code", "zero-out"] = "paper"
     """Standard deviation of weights: paper: .125 / sqrt(fan-in); paper-code: sqrt(.125 / fan-in),
-    as the authors' code reads it; zero-out: the latter, with branch outputs at zero."""
+    as the authors' code reads it; zero-out: the latter, with branch outputs at zero and inputs of
+    unit variance."""
 
     dropout: float = 0.0
     """Probability of dropping an element of a branch's output; attention weights are kept."""
@@ -58,7 +62,15 @@ class ModelConfig:
     """Attention engine: auto, reference or views."""
 
     def __post_init__(self):
-        for name in ("vocab_size", "seq_len", "n_layer", "n_head", "n_embd", "chunk"):
+        for name in (
+            "vocab_size",
+            "seq_len",
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "recent_tokens",
+            "chunk",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         for name, width in (("n_embd", self.n_embd), ("n_qk", self.qk_width)):

@@ -38,8 +38,12 @@ class TrainingConfig:
     """Windows of seq_len tokens per forward pass."""
     accumulation: int = 1
     """Forward passes per optimiser step."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonal momentum for the blocks' matrices, AdamW for the rest."""
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    matrix_lr: float = 0.02
+    """Peak learning rate of Muon."""
     final_lr_share: float = 0.0
     """Share of the peak learning rate at which the schedule ends."""
     warmup_steps: int = 100
@@ -47,7 +51,7 @@ class TrainingConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls after warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates."""
+    """Decay rates of AdamW."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices, per unit of learning rate."""
     clip: float = 1.0
@@ -78,7 +82,9 @@ class TrainingConfig:
     """bf16: automatic mixed precision; for GPUs."""
 
     def __post_init__(self):
-        positive = "batch_size accumulation lr clip eval_every save_every keep_last log_every"
+        positive = (
+            "batch_size accumulation lr matrix_lr clip eval_every save_every keep_last log_every"
+        )
         for name in positive.split():
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("max_steps", "max_minutes", "eval_bytes", "final_eval_bytes"):

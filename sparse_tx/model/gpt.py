@@ -1,6 +1,7 @@
 """The decoder: a stack of residual blocks whose attention follows sparse patterns."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +25,10 @@ class GPT(nn.Module):
         self.config = config
         self.engine, self.engine_reason = resolve_engine(config.engine)
         self.token_embedding = nn.Embedding(config.vocab_size + 1, config.n_embd)
+        self.earlier_embeddings = nn.ModuleList(
+            nn.Embedding(config.vocab_size + 1, config.n_embd)
+            for _ in range(config.recent_tokens - 1)
+        )
         self.positions = {
             "grid": lambda: PositionTables(config.grid, config.n_embd),
             "table": lambda: PositionTables((config.seq_len,), config.n_embd),
@@ -60,7 +65,8 @@ class GPT(nn.Module):
 
         Weights have standard deviation .125 / sqrt(fan-in), or sqrt(.125 / fan-in) by the authors'
         code; the two branch outputs of a block are smaller by sqrt(2 n_layer), or zero; biases and
-        the head are zero; tokens .125 / sqrt(C), each position table .125 / sqrt(C n_tables).
+        the head are zero; tokens .125 / sqrt(C), each position table .125 / sqrt(C n_tables). With
+        zero branch outputs, token embeddings make inputs of unit variance instead.
         """
         C = self.config.n_embd
         for module in self.modules():
@@ -75,7 +81,11 @@ class GPT(nn.Module):
             for branch in (block.attention, block.feed_forward):
                 zero = self.config.init == "zero-out"
                 branch.to_out.weight.mul_(0 if zero else (2 * self.config.n_layer) ** -0.5)
-        nn.init.normal_(self.token_embedding.weight, std=0.125 / C**0.5)
+        token_std = 0.125 / C**0.5
+        if self.config.init == "zero-out":
+            token_std = self.config.recent_tokens**-0.5
+        for embedding in (self.token_embedding, *self.earlier_embeddings):
+            nn.init.normal_(embedding.weight, std=token_std)
         if self.positions is not None:
             tables = self.positions.tables
             for table in tables:
@@ -89,6 +99,9 @@ class GPT(nn.Module):
         if self.config.seq_len < T:
             raise UserError(f"{T} tokens at once; the model's seq_len is {self.config.seq_len}")
         x = self.token_embedding(tokens)  # (B, T, C)
+        for back, embedding in enumerate(self.earlier_embeddings, start=1):
+            earlier = F.pad(tokens, (back, 0), value=self.start_token)[:, :T]
+            x = x + embedding(earlier)
         if self.positions is not None:
             x = x + self.positions(T)
         x = self.dropout(x)

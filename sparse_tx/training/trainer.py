@@ -18,8 +18,8 @@ from sparse_tx.generation import generate
 from sparse_tx.model import GPT
 from sparse_tx.training.averaging import WeightAverage
 from sparse_tx.training.metrics import MetricsLog, peak_memory_bytes
-from sparse_tx.training.optimiser import make_optimiser
-from sparse_tx.training.schedule import learning_rate
+from sparse_tx.training.optimiser import make_optimisers
+from sparse_tx.training.schedule import share_of_peak
 
 # What is put aside of max_minutes for the end, beyond the measured length of its evaluation.
 _CLOSING_SECONDS = 3.0
@@ -86,7 +86,7 @@ class Trainer:
         self.stop_requested = False
         torch.manual_seed(self.recipe.seed)
         self.model = GPT(config.model).to(device)
-        self.optimiser = make_optimiser(self.model, self.recipe)
+        self.optimisers = make_optimisers(self.model, self.recipe)
         self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
         self.loader = WindowLoader(
             corpus.train,
@@ -171,9 +171,11 @@ class Trainer:
 
     def take_step(self) -> float:
         """Take one optimiser step; returns its training loss in bits per byte."""
-        self.lr = learning_rate(self.recipe, self.step, self.progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr
+        share = share_of_peak(self.recipe, self.step, self.progress)
+        self.lr = self.recipe.lr * share
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak_lr"] * share
         self.model.train()
         nats, n_bytes, n_tokens = 0.0, 0, 0
         for _ in range(self.recipe.accumulation):
@@ -196,8 +198,9 @@ class Trainer:
                 f" weights; lower lr ({self.recipe.lr:g}) or raise warmup_steps, and go on from the"
                 f" last good checkpoint ({where})"
             )
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.model.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.model)
         self.step += 1
@@ -304,7 +307,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average_steps": self.average.steps if self.average else 0,
             "loader": self.loader.state_dict(),
             "corpus": self.corpus.fingerprint,
@@ -327,7 +330,8 @@ class Trainer:
                 " give back the data as it was, or start a new run in another --out"
             )
         self.model.load_state_dict(checkpoint.model_state)
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         if self.average:
             self.average.load(checkpoint.ema_state, state["average_steps"])
         self.loader.load_state_dict(state["loader"])

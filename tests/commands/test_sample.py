@@ -247,7 +247,7 @@ def test_a_prompt_that_the_tokenizer_does_not_know_is_a_mistake(chars, capsys):
 def test_cuda_where_there_is_none_is_a_mistake(trained, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = refused(capsys, trained.folder, "--device", "cuda")
-    assert "torch finds no CUDA GPU here; use --device cpu or auto" in message
+    assert "torch finds no CUDA device here; use --device cpu" in message
     assert main(["--checkpoint", str(trained.folder), "--length", "1", "--device", "auto"]) == 0
 
 

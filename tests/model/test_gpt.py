@@ -16,6 +16,7 @@ OPTIONS = {
     "modern": dict(position="rope", norm="rmsnorm", qk_norm=True, activation="relu2", bias=False),
     "swiglu tied table": dict(activation="swiglu", tie_embeddings=True, position="table"),
     "no positions": dict(position="none"),
+    "recent tokens": dict(recent_tokens=4),
 }
 
 
@@ -117,7 +118,7 @@ def test_initial_standard_deviations(init):
         assert weight.std().item() == pytest.approx(std, rel=0.03)
         assert abs(weight.mean().item()) < 0.03 * std
 
-    check(model.token_embedding.weight, 0.125 / C**0.5)
+    check(model.token_embedding.weight, 1 if init == "zero-out" else 0.125 / C**0.5)
     for table in model.positions.tables:
         assert table.std().item() == pytest.approx(0.125 / (C * 2) ** 0.5, rel=0.1)
     check(block.attention.to_qkv.weight, expected(C))
@@ -223,3 +224,16 @@ def test_more_tokens_than_the_context_are_refused():
     model = make_model()
     with pytest.raises(ValueError, match="32 tokens at once; the model's seq_len is 31"):
         model(draw_tokens(T=32))
+
+
+def test_recent_tokens_are_summed_from_their_own_tables():
+    model = make_model(recent_tokens=3, n_layer=1, position="none")
+    tokens = draw_tokens(B=1)
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
+    model(tokens)
+    tables = [model.token_embedding, *model.earlier_embeddings]
+    text = [17, 17, *tokens[0].tolist()]  # before the text stands the start symbol
+    for t in range(31):
+        expected = sum(tables[back].weight[text[t + 2 - back]] for back in range(3))
+        assert torch.allclose(seen[0][0, t], expected, atol=1e-7)

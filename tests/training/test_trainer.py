@@ -9,8 +9,9 @@ import torch
 from sparse_tx.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
 from sparse_tx.config import TrainingConfig
 from sparse_tx.training.averaging import WeightAverage
-from sparse_tx.training.optimiser import make_optimiser
-from sparse_tx.training.schedule import learning_rate
+from sparse_tx.training.muon import Muon, orthogonalise
+from sparse_tx.training.optimiser import make_optimisers
+from sparse_tx.training.schedule import share_of_peak
 from tests.training.helpers import Silent, make_config, make_corpus, make_trainer, read_metrics
 
 EXACT = ("step", "tokens", "train_bpb", "valid_bpb", "lr", "final_valid_bpb")
@@ -145,7 +146,7 @@ def test_steps_decide_the_learning_rate_where_both_limits_are_given(corpus, tmp_
     both = make_config(max_steps=5, max_minutes=60.0)
     make_trainer(corpus, tmp_path / "run", both).run()
     rates = [lr for (lr,) in read_metrics(tmp_path / "run", "lr")]
-    expected = [learning_rate(both.training, step, step / 5) for step in range(5)]
+    expected = [3e-3 * share_of_peak(both.training, step, step / 5) for step in range(5)]
     assert rates == expected
 
 
@@ -176,27 +177,73 @@ def test_text_tokenizers_count_bytes(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_learning_rate(schedule):
-    config = TrainingConfig(
-        max_steps=100, lr=2.0, warmup_steps=9, final_lr_share=0.1, schedule=schedule
-    )
-    assert learning_rate(config, 0, 0.0) == pytest.approx(0.2)
-    assert learning_rate(config, 9, 0.0) == pytest.approx(2.0)
-    assert learning_rate(config, 50, 0.5) == pytest.approx(2.0 * 0.55)
-    assert learning_rate(config, 99, 1.0) == pytest.approx(0.2)
-    assert learning_rate(config, 99, 1.7) == pytest.approx(0.2)
+    config = TrainingConfig(max_steps=100, warmup_steps=9, final_lr_share=0.1, schedule=schedule)
+    assert share_of_peak(config, 0, 0.0) == pytest.approx(0.1)
+    assert share_of_peak(config, 9, 0.0) == pytest.approx(1.0)
+    assert share_of_peak(config, 50, 0.5) == pytest.approx(0.55)
+    assert share_of_peak(config, 99, 1.0) == pytest.approx(0.1)
+    assert share_of_peak(config, 99, 1.7) == pytest.approx(0.1)
     quarter = (1 + math.cos(math.pi / 4)) / 2 if schedule == "cosine" else 0.75
-    assert learning_rate(config, 25, 0.25) == pytest.approx(2.0 * (0.1 + 0.9 * quarter))
+    assert share_of_peak(config, 25, 0.25) == pytest.approx(0.1 + 0.9 * quarter)
 
 
-def test_only_matrices_decay(corpus, tmp_path):
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_every_parameter_is_moved_once_and_only_matrices_decay(optimiser, corpus, tmp_path):
     model = make_trainer(corpus, tmp_path / "run").model
-    decayed, kept = make_optimiser(model, make_config().training).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
-    assert {names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]} == {"weight"}
-    assert all("norm" not in names[id(p)] for p in decayed["params"])
-    assert any("embedding" in names[id(p)] for p in kept["params"])
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.01, 0.0)
-    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+    decay_of, by_muon = {}, set()
+    for part in make_optimisers(model, make_config(optimiser=optimiser).training):
+        for group in part.param_groups:
+            for parameter in group["params"]:
+                name = names.pop(id(parameter))
+                decay_of[name] = group["weight_decay"]
+                if isinstance(part, Muon):
+                    by_muon.add(name)
+    assert not names
+    for name, decay in decay_of.items():
+        is_matrix = name.endswith(".weight") and "norm" not in name and "embedding" not in name
+        assert decay == (0.01 if is_matrix else 0.0), name
+        assert (name in by_muon) == (
+            optimiser == "muon" and is_matrix and name.startswith("blocks")
+        )
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 11), (2, 31, 7), (1, 8, 24)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape) * 100
+    found = orthogonalise(matrices)
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    assert found.shape == matrices.shape
+    values = u.transpose(1, 2) @ found @ v.transpose(1, 2)  # diagonal, if the vectors are kept
+    diagonal = values.diagonal(dim1=1, dim2=2)
+    assert ((diagonal > 0.6) & (diagonal < 1.3)).all()
+    assert (values - torch.diag_embed(diagonal)).abs().max() < 1e-3
+
+
+def test_muon_by_hand():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(6, 3))
+    other = torch.nn.Parameter(torch.randn(6, 3))
+    start, momentum = weight.detach().clone(), torch.zeros(6, 3)
+    optimiser = Muon([other, weight], lr=0.1, momentum=0.9, weight_decay=0.5)
+    for _ in range(3):
+        weight.grad, other.grad = torch.randn(6, 3), torch.randn(6, 3)
+        momentum = 0.9 * momentum + 0.1 * weight.grad
+        update = orthogonalise((0.1 * weight.grad + 0.9 * momentum)[None])[0]
+        start = start * (1 - 0.1 * 0.5) - 0.1 * 2**0.5 * update
+        optimiser.step()
+    assert torch.allclose(weight, start, atol=1e-5)
+
+
+def test_a_run_by_muon_resumes_bit_exactly(corpus, tmp_path):
+    config = make_config(optimiser="muon", max_steps=9)
+    make_trainer(corpus, tmp_path / "whole", config).run()
+    with pytest.raises(Killed):
+        make_trainer(corpus, tmp_path / "parts", config, reporter=KillAt(6)).run()
+    make_trainer(corpus, tmp_path / "parts", config, resume=True).run()
+    found, expected = (read_metrics(tmp_path / name, *EXACT) for name in ("parts", "whole"))
+    assert found == expected
 
 
 def test_the_average_follows_the_weights():
