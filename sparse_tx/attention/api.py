@@ -1,12 +1,11 @@
 """``sparse_attention``: one call for every pattern and every engine."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from torch import Tensor
 
 from sparse_tx.attention import reference, views
-from sparse_tx.errors import UserError
+from sparse_tx.errors import UserError, nearest
 from sparse_tx.patterns import Layer, Pattern, parse_pattern
 
 ENGINES: dict[str, Callable[..., Tensor]] = {
@@ -24,10 +23,9 @@ def resolve_engine(engine: str = "auto") -> tuple[str, str]:
     if engine == "auto":
         return "views", "runs on every device"
     if engine not in ENGINES:
-        near = get_close_matches(engine, ENGINES, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(
-            f"unknown attention engine '{engine}': {hint}the engines are auto, {', '.join(ENGINES)}"
+            f"unknown attention engine '{engine}': {nearest(engine, ENGINES)}the engines are auto,"
+            f" {', '.join(ENGINES)}"
         )
     return engine, "asked for"
 

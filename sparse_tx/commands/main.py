@@ -1,10 +1,10 @@
 """``sparse-tx COMMAND``: all commands under one name."""
 
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 
 from sparse_tx.commands.shell import USER_MISTAKE
+from sparse_tx.errors import nearest
 
 # A command's module is imported only when it is called: each brings heavy libraries of its own.
 COMMANDS = {
@@ -23,8 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\nsparse-tx COMMAND --help says more.")
         return 0
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        hint = f"{nearest(name, COMMANDS)}the commands are {', '.join(COMMANDS)}"
         print(f"error: unknown command '{name}': {hint}", file=sys.stderr)
         return USER_MISTAKE
     return import_module(f"sparse_tx.commands.{name}").main(rest)

@@ -1,14 +1,15 @@
 """What all commands share: how flags are read, and how mistakes are reported."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
+from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from sparse_tx.errors import UserError
+from sparse_tx.errors import UserError, nearest
 
 # Field descriptions stand below the fields of the config classes, and serve as --help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -26,14 +27,31 @@ class CommandParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Print the mistake, for an unknown flag with the nearest valid one, and exit."""
         flags = [option for option in self._option_string_actions if option.startswith("--")]
-        unknown = re.search(r"(?:[Uu]nrecognized arguments:|Key) '?(--)?([\w.]+)", message)
-        if unknown:
-            flag = "--" + unknown[2]
-            near = get_close_matches(flag, flags, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"the flags are {', '.join(flags)}"
-            message = f"unknown flag {flag}: {hint}"
+        if unknown := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+            flag = unknown[1].split("=")[0]
+            if flag.startswith("-"):
+                hint = nearest(flag, flags) or f"the flags are {', '.join(flags)}"
+                message = f"unknown flag {flag}: {hint.strip()}"
+            else:
+                message = f"unexpected argument '{unknown[1]}': settings are given as --NAME VALUE"
+        elif mistyped := _MISTYPED.search(message):
+            name, expected, given = mistyped.groups()
+            message = f"--{name} is '{given.strip()}'; it must be {_in_words(expected)}"
         print(f"error: {_one_sentence(message)} (see --help)", file=sys.stderr)
         self.exit(USER_MISTAKE)
+
+
+# What jsonargparse says of a value of the wrong type, which names Python's classes.
+_MISTYPED = re.compile(r'Parser key "(\w+)":.*?Expected a (.+?)\. Got value: (.*)', re.DOTALL)
+
+
+def _in_words(expected: str) -> str:
+    """What a type is called where no Python is spoken."""
+    if "Literal" in expected:
+        return "one of " + ", ".join(re.findall(r"'([^']*)'", expected))
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    found = [words for name, words in names.items() if re.search(rf"\b{name}\b", expected)]
+    return " or ".join(found) or f"of type {expected}"
 
 
 def _one_sentence(message: str) -> str:
@@ -53,6 +71,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def silence_stdout() -> None:
+    """Send what is still to be printed nowhere, once whoever read stdout has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def called_as(script: str, command: str) -> str:
+    """How this process's user calls a command: by the script of a clone, or as installed."""
+    return f"python {script}" if Path(sys.argv[0]).suffix == ".py" else f"sparse-tx {command}"
+
+
 def run_command(main: Callable[[list[str]], int], argv: list[str] | None) -> int:
     """Run a command's body and return its exit status.
 
@@ -64,6 +92,9 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None) -> int
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_MISTAKE
+    except BrokenPipeError:
+        silence_stdout()
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentError, ArgumentParser
 from contextlib import contextmanager
 from dataclasses import replace
 from math import log
@@ -17,8 +17,21 @@ from jsonargparse import ActionConfigFile
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sparse_tx.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
-from sparse_tx.commands.shell import INTERRUPTED, CommandParser, choose_device, run_command
+from sparse_tx.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    write_atomically,
+)
+from sparse_tx.commands.shell import (
+    INTERRUPTED,
+    CommandParser,
+    called_as,
+    choose_device,
+    run_command,
+    silence_stdout,
+)
 from sparse_tx.config import (
     DataConfig,
     ModelConfig,
@@ -30,16 +43,22 @@ from sparse_tx.config import (
 from sparse_tx.data import Corpus, default_cache_dir, prepare_corpus
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation import Score
-from sparse_tx.training import Trainer
+from sparse_tx.training import Reporter, Trainer
 
 DESCRIPTION = """Train a model: by default the preset cpu, on the Python sources of this machine,
 for ten minutes. Settings are taken from defaults, --preset, --config and flags, the later the
 stronger."""
 
+_PRESET, _OUT = "cpu", "out"
 # What a resumed run may do otherwise than before, without becoming another run.
 _FREE_ON_RESUME = {
     "max_steps",
     "max_minutes",
+    "lr",
+    "matrix_lr",
+    "warmup_steps",
+    "clip",
+    "data",  # its content is compared, whatever it is called
     "eval_every",
     "save_every",
     "log_every",
@@ -60,30 +79,35 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="train_lm.py", description=DESCRIPTION)
+    parser = CommandParser(prog=called_as("train_lm.py", "train"), description=DESCRIPTION)
     add = parser.add_argument
-    add("--preset", type=str, default="cpu", help=f"One of {', '.join(preset_names())}.")
+    add("--preset", type=str, default=_PRESET, help=f"One of {', '.join(preset_names())}.")
     add("--config", action=ActionConfigFile, help="YAML file of settings, named as the flags.")
-    add("--out", type=str, default="out", help="Run directory: metrics, events, checkpoints.")
-    add("--resume", action="store_true", help="Continue the run in --out.")
+    add("--out", type=str, default=_OUT, help="Run directory: metrics, events, checkpoints.")
+    add("--resume", action="store_true", help="Continue the run in --out with its settings.")
     add("--overwrite", action="store_true", help="Throw away the run in --out.")
     for part in (DataConfig, ModelConfig, TrainingConfig):
         parser.add_class_arguments(part)
     return parser
 
 
-def _parse(argv: list[str]) -> tuple[RunConfig, Any]:
-    """Read the settings by their precedence; also returns the flags that are no setting."""
-    scout = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scout.add_argument("--preset", nargs="?", default="cpu")
-    scout.add_argument("--out", nargs="?", default="out")
-    scout.add_argument("--resume", action="store_true")
-    known, _ = scout.parse_known_args(argv)
-    if known.resume:
-        path = find_checkpoint(known.out)
-        base = (path / "config.yaml").read_text(encoding="utf-8")
+def _parse(argv: list[str]) -> tuple[RunConfig, Any, Checkpoint | None]:
+    """Read the settings by their precedence.
+
+    Returns:
+        the settings, the flags that are none, and under ``--resume`` the checkpoint whose settings
+        took the preset's place.
+    """
+    preset, out, resumes = _scout(argv)
+    checkpoint = None
+    if resumes:
+        if preset is not None:
+            raise UserError("--resume goes on with the run's own settings; leave --preset out")
+        path = find_checkpoint(_OUT if out is None else out)
+        checkpoint = read_checkpoint(path, with_training_state=True)
+        base = yaml.safe_dump(checkpoint.config.to_flat(), sort_keys=False)
     else:
-        base = preset_text(known.preset)
+        base = preset_text(_PRESET if preset is None else preset)
     # jsonargparse takes files in the order of the command line, so that the base goes first and
     # the user's files, wherever they stand, go before all flags.
     files, flags = _files_and_flags(argv)
@@ -93,7 +117,24 @@ def _parse(argv: list[str]) -> tuple[RunConfig, Any]:
         args = _parser().parse_args([f"--config={file.name}", *files, *flags])
     settings = args.as_dict()
     own = {name: settings.pop(name) for name in ("preset", "config", "out", "resume", "overwrite")}
-    return RunConfig.from_flat(settings), own
+    return RunConfig.from_flat(settings), own, checkpoint
+
+
+def _scout(argv: list[str]) -> tuple[str | None, str | None, bool]:
+    """The preset and the run directory that are asked for, and whether to resume.
+
+    They decide which settings are read first. What cannot be read here is left to the real parser,
+    which says so.
+    """
+    scout = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scout.add_argument("--preset")
+    scout.add_argument("--out")
+    scout.add_argument("--resume", action="store_true")
+    try:
+        known, _ = scout.parse_known_args(argv)
+    except ArgumentError:
+        return None, None, False
+    return known.preset, known.out, known.resume
 
 
 def _files_and_flags(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -110,20 +151,18 @@ def _files_and_flags(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _train(argv: list[str]) -> int:
     started = time.monotonic()
-    config, own = _parse(argv)
+    config, own, checkpoint = _parse(argv)
     run_dir = Path(own["out"])
     device = choose_device(config.training.device)
     _check_folder(run_dir, own)
-    checkpoint = None
-    if own["resume"]:
-        checkpoint = read_checkpoint(find_checkpoint(run_dir), with_training_state=True)
+    if checkpoint is not None:
         _check_same_run(checkpoint.config, config)
     show = _Display(Console(), config)
     corpus = show.prepare(
         config, existing_tokenizer=checkpoint.tokenizer if checkpoint is not None else None
     )
     config = replace(config, model=replace(config.model, vocab_size=corpus.tokenizer.vocab_size))
-    _check_length(config, corpus)
+    _check_validation(config, corpus)
     trainer = Trainer(
         config,
         corpus,
@@ -142,13 +181,13 @@ def _train(argv: list[str]) -> int:
     show.introduce(trainer, corpus, run_dir)
     with _finish_step_on_interrupt(trainer, show), show:
         outcome = trainer.run()
-    again = f"python train_lm.py --out {run_dir} --resume"
+    again = f"{called_as('train_lm.py', 'train')} --out {run_dir} --resume"
     if not outcome.finished:
         show.say(f"stopped after step {outcome.step}; to go on: {again}")
         return INTERRUPTED
     show.say(
         f"done: {outcome.result.bpb:.4f} bits per byte on validation ({outcome.result.protocol}).\n"
-        f"To sample: python sample.py --checkpoint {run_dir} --prompt TEXT"
+        f"To sample: {called_as('sample.py', 'sample')} --checkpoint {run_dir} --prompt TEXT"
     )
     return 0
 
@@ -163,11 +202,15 @@ def _check_folder(run_dir: Path, own: dict[str, Any]) -> None:
         raise UserError(f"--out {run_dir} is a file; name a folder")
     if own["resume"] or own["overwrite"]:
         return
-    if (run_dir / "config.yaml").exists() or list_checkpoints(run_dir):
+    if _holds_run(run_dir):
         raise UserError(
             f"{run_dir} already holds a run; continue it with --resume, throw it away with"
             " --overwrite, or name another folder with --out"
         )
+
+
+def _holds_run(run_dir: Path) -> bool:
+    return (run_dir / "config.yaml").exists() or bool(list_checkpoints(run_dir))
 
 
 def _check_same_run(saved: RunConfig, config: RunConfig) -> None:
@@ -184,29 +227,25 @@ def _check_same_run(saved: RunConfig, config: RunConfig) -> None:
         )
 
 
-def _check_length(config: RunConfig, corpus: Corpus) -> None:
+def _check_validation(config: RunConfig, corpus: Corpus) -> None:
     if len(corpus.valid) == 0:
         raise UserError(
             f"the validation split of '{config.data.data}' is empty; give it a share with --split"
-        )
-    if config.model.seq_len > len(corpus.train):
-        raise UserError(
-            f"seq_len is {config.model.seq_len:,}, but the training split of '{config.data.data}'"
-            f" has {len(corpus.train):,} tokens; take a shorter --seq_len or a longer text"
         )
 
 
 def _prepare_folder(run_dir: Path, config: RunConfig, own: dict[str, Any]) -> None:
     """Make the folder of a new run; of an old one under ``--overwrite``, remove what runs write."""
     try:
-        if own["overwrite"]:
+        if own["overwrite"] and _holds_run(run_dir):
             for name in ("checkpoints", "events"):
-                shutil.rmtree(run_dir / name, ignore_errors=True)
+                if (run_dir / name).exists():
+                    shutil.rmtree(run_dir / name)
             for name in ("metrics.jsonl", "config.yaml"):
                 (run_dir / name).unlink(missing_ok=True)
         run_dir.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config.to_flat(), sort_keys=False)
-        (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+        write_atomically(run_dir / "config.yaml", text.encode())
     except OSError as error:
         raise UserError(
             f"--out {run_dir} cannot be written: {error.strerror or error}; name another folder"
@@ -232,7 +271,7 @@ def _finish_step_on_interrupt(trainer: Trainer, show: "_Display"):
 # --- What a person sees -------------------------------------------------------------------------
 
 
-class _Display:
+class _Display(Reporter):
     """Shows a run: a live bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console, config: RunConfig):
@@ -258,7 +297,10 @@ class _Display:
         self.progress.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        try:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except BrokenPipeError:
+            silence_stdout()  # nobody reads any more, which is no reason to stop training
 
     def prepare(self, config: RunConfig, existing_tokenizer) -> Corpus:
         """Read the corpus, showing how far it is."""
@@ -319,9 +361,6 @@ class _Display:
         )
         if sample:
             self.say("".join(f"  | {line}\n" for line in _printable(sample).splitlines()))
-
-    def on_checkpoint(self, step: int, path: Path) -> None:
-        pass  # every so many steps: not worth a line
 
 
 def _printable(text: str) -> str:

@@ -90,6 +90,8 @@ class ModelConfig:
                 f"rotary positions turn pairs of numbers, but a query has {self.qk_width} / "
                 f"{self.n_head} = {self.qk_width // self.n_head}; make n_qk / n_head even"
             )
+        if any(size < 1 for size in self.position_shape):
+            raise UserError(f"position_shape is {self.position_shape}; sizes are 1 or more")
         if self.position == "grid" and prod(self.grid) < self.seq_len:
             raise UserError(
                 f"position_shape {'x'.join(map(str, self.grid))} has {prod(self.grid)} cells, fewer"

@@ -1,16 +1,16 @@
 """Named settings that ship with the package, as YAML files beside this one."""
 
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
-from sparse_tx.errors import UserError
+from sparse_tx.errors import UserError, nearest
 
 
 def preset_names() -> list[str]:
     """The names that ``--preset`` takes."""
     folder = files("sparse_tx.config") / "presets"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir())
+    names = (Path(entry.name) for entry in folder.iterdir())
+    return sorted(name.stem for name in names if name.suffix == ".yaml")
 
 
 def preset_text(name: str) -> str:
@@ -21,7 +21,7 @@ def preset_text(name: str) -> str:
     """
     names = preset_names()
     if name not in names:
-        near = get_close_matches(name, names, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UserError(f"unknown preset '{name}': {hint}the presets are {', '.join(names)}")
+        raise UserError(
+            f"unknown preset '{name}': {nearest(name, names)}the presets are {', '.join(names)}"
+        )
     return (files("sparse_tx.config") / "presets" / f"{name}.yaml").read_text()

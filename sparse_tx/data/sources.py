@@ -6,13 +6,12 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from sparse_tx.data.compression import PIECE, read_pieces, unreadable
 from sparse_tx.data.enwik8 import BASE_URL, fetch_enwik8
-from sparse_tx.errors import UserError
+from sparse_tx.errors import UserError, nearest
 
 NAMES = ("stdlib", "enwik8")
 
@@ -112,11 +111,9 @@ def _open_path(spec: str, path: Path) -> Source:
     except OSError as error:
         raise unreadable(path, error) from None
     if mode is None:
-        near = get_close_matches(spec.lower(), NAMES, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(
-            f"there is no source '{spec}': {hint}give {', '.join(NAMES)}, hf:NAME[:CONFIG], or the"
-            " path of a file or folder"
+            f"there is no source '{spec}': {nearest(spec, NAMES)}give {', '.join(NAMES)},"
+            " hf:NAME[:CONFIG], or the path of a file or folder"
         )
     if S_ISREG(mode):
         files = [path]

@@ -9,13 +9,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from sparse_tx.errors import UserError
+from sparse_tx.errors import UserError, nearest
 
 KINDS = ("byte", "char", "bpe")
 
@@ -227,9 +226,10 @@ def check_kind(kind: str, vocab_size: int) -> None:
         UserError: unknown kind, or ``vocab_size`` too small for bpe.
     """
     if kind not in KINDS:
-        near = get_close_matches(str(kind).lower(), KINDS, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UserError(f"unknown tokenizer '{kind}': {hint}the kinds are {', '.join(KINDS)}")
+        raise UserError(
+            f"unknown tokenizer '{kind}': {nearest(str(kind), KINDS)}the kinds are"
+            f" {', '.join(KINDS)}"
+        )
     if kind == "bpe" and vocab_size < 257:
         raise UserError(
             f"a bpe tokenizer of {vocab_size} tokens has nothing to merge: 256 are the bytes"

@@ -59,7 +59,8 @@ class Attention(nn.Module):
             qk = F.layer_norm(qk, qk.shape[-1:])
         if self.config.position == "rope":
             qk = rotate(qk)
-        q, k = qk.chunk(2, dim=2)  # (B, T, H, D) each
+        # Under autocast, norms and rotations may come back in a wider type than the projection.
+        q, k = qk.to(v.dtype).chunk(2, dim=2)  # (B, T, H, D) each
         out = sparse_attention(
             *(part.transpose(1, 2) for part in (q, k, v)),  # views, (B, H, T, D)
             self.layer,

@@ -33,7 +33,6 @@ class GPT(nn.Module):
             "grid": lambda: PositionTables(config.grid, config.n_embd),
             "table": lambda: PositionTables((config.seq_len,), config.n_embd),
         }.get(config.position, lambda: None)()
-        self.dropout = nn.Dropout(config.dropout)
         stack = config.stack
         self.blocks = nn.ModuleList(
             Block(config, stack.layer(n), self.engine) for n in range(config.n_layer)
@@ -66,7 +65,8 @@ class GPT(nn.Module):
         Weights have standard deviation .125 / sqrt(fan-in), or sqrt(.125 / fan-in) by the authors'
         code; the two branch outputs of a block are smaller by sqrt(2 n_layer), or zero; biases and
         the head are zero; tokens .125 / sqrt(C), each position table .125 / sqrt(C n_tables). With
-        zero branch outputs, token embeddings make inputs of unit variance instead.
+        zero branch outputs, token embeddings make inputs of unit variance instead, unless they are
+        the head too.
         """
         C = self.config.n_embd
         for module in self.modules():
@@ -82,7 +82,7 @@ class GPT(nn.Module):
                 zero = self.config.init == "zero-out"
                 branch.to_out.weight.mul_(0 if zero else (2 * self.config.n_layer) ** -0.5)
         token_std = 0.125 / C**0.5
-        if self.config.init == "zero-out":
+        if self.config.init == "zero-out" and not self.config.tie_embeddings:
             token_std = self.config.recent_tokens**-0.5
         for embedding in (self.token_embedding, *self.earlier_embeddings):
             nn.init.normal_(embedding.weight, std=token_std)
@@ -104,7 +104,6 @@ class GPT(nn.Module):
             x = x + embedding(earlier)
         if self.positions is not None:
             x = x + self.positions(T)
-        x = self.dropout(x)
         for block in self.blocks:
             if self.config.recompute and torch.is_grad_enabled():
                 # The random state is kept, so that dropout repeats itself in the second pass.

@@ -37,6 +37,12 @@ def _turns(T: int, D: int, device: torch.device) -> Tensor:
 
     Angles are computed in float64: at position 1,000,000 a float32 has no exact turn left.
     """
+    # Asked for first in inference, the table must still serve training later.
+    with torch.inference_mode(False):
+        return _compute_turns(T, D, device)
+
+
+def _compute_turns(T: int, D: int, device: torch.device) -> Tensor:
     frequency = 10_000.0 ** (-torch.arange(0, D, 2, device=device, dtype=torch.float64) / D)
     angle = torch.outer(torch.arange(T, device=device, dtype=torch.float64), frequency)
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)[:, None]
@@ -50,4 +56,7 @@ def rotate(x: Tensor) -> Tensor:
     """
     half = x.dtype in (torch.float16, torch.bfloat16)  # which have no complex counterpart
     pairs = torch.view_as_complex((x.float() if half else x).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * _turns(x.shape[1], x.shape[3], x.device)).flatten(-2).to(x)
+    T, D = x.shape[1], x.shape[3]
+    # One table for all lengths up to a power of two: a growing text does not need one a token.
+    turns = _turns(1 << (T - 1).bit_length(), D, x.device)[:T]
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x)

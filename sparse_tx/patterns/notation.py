@@ -7,9 +7,8 @@ set    = word {":" size} ["@" sub-block]                for example local:128, f
 """
 
 from dataclasses import MISSING, fields
-from difflib import get_close_matches
 
-from sparse_tx.errors import UserError
+from sparse_tx.errors import UserError, nearest
 from sparse_tx.patterns.algebra import (
     BlockLocal,
     Dense,
@@ -61,10 +60,9 @@ def _parse_set(text: str, within: str) -> Pattern:
     body, at, pin = text.partition("@")
     word, *sizes = body.split(":")
     if word not in WORDS:
-        near = get_close_matches(word.lower(), WORDS, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(
-            f"unknown word '{word}' in pattern '{within}': {hint}the words are {', '.join(WORDS)}"
+            f"unknown word '{word}' in pattern '{within}': {nearest(word, WORDS)}the words are"
+            f" {', '.join(WORDS)}"
         )
     cls = WORDS[word]
     names = [field.name for field in fields(cls) if field.default is MISSING]

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -25,8 +25,8 @@ from sparse_tx.training.schedule import share_of_peak
 _CLOSING_SECONDS = 3.0
 
 
-class Reporter(Protocol):
-    """Whoever shows a run to a person. Training itself prints nothing."""
+class Reporter:
+    """Whoever shows a run to a person; this one shows nothing, and training itself never prints."""
 
     def on_step(self, step: int, progress: float, figures: dict[str, Any]) -> None:
         """A step was taken; ``progress`` is the share of the run that is done."""
@@ -101,6 +101,8 @@ class Trainer:
         self._nats, self._bytes = 0.0, 0
         self._elapsed_before = self._progress = 0.0
         self._evaluation_speed = 0.0  # tokens per second, 0 as long as it is not known
+        self._step_seconds = 0.0
+        self.lr = 0.0
         self._sample_seconds = 0.0
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -137,7 +139,14 @@ class Trainer:
     def is_done(self) -> bool:
         """Whether the run has reached its end."""
         by_steps = self.recipe.max_steps is not None and self.step >= self.recipe.max_steps
-        return by_steps or self.elapsed >= self._training_seconds()
+        return by_steps or self.elapsed + self._step_seconds >= self._training_seconds()
+
+    def _has_time_to_evaluate(self) -> bool:
+        if self.recipe.max_minutes is None or not self._evaluation_speed:
+            return True
+        scored = min(self.recipe.eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
+        seconds = scored / self._evaluation_speed + self._sample_seconds
+        return self.elapsed + seconds < self._training_seconds()
 
     def run(self) -> Outcome:
         """Train until the end of the run, or until ``stop_requested``.
@@ -148,11 +157,13 @@ class Trainer:
         metrics = MetricsLog(self.run_dir, from_step=self.step)
         try:
             result = None
+            if self.step == 0:
+                self._save(valid_bpb=None)  # so that a run can be resumed whenever it was killed
             while not self.is_done() and not self.stop_requested:
                 self.take_step()
                 if self.is_done():
                     break
-                if self.step % self.recipe.eval_every == 0:
+                if self.step % self.recipe.eval_every == 0 and self._has_time_to_evaluate():
                     self._evaluate_and_save(metrics)
                     continue
                 self._show_and_log(metrics)
@@ -161,7 +172,7 @@ class Trainer:
             finished = self.is_done()
             if finished:
                 result = self._evaluate_and_save(metrics, last=True)
-            elif self.step:
+            else:
                 self._save(valid_bpb=None)
             return Outcome(self.step, finished, result, self.last_checkpoint)
         finally:
@@ -171,6 +182,7 @@ class Trainer:
 
     def take_step(self) -> float:
         """Take one optimiser step; returns its training loss in bits per byte."""
+        begin = time.monotonic()
         share = share_of_peak(self.recipe, self.step, self.progress)
         self.lr = self.recipe.lr * share
         for optimiser in self.optimisers:
@@ -195,7 +207,7 @@ class Trainer:
             raise UserError(
                 f"step {self.step + 1}: the loss is {nats / n_tokens:.4g} nats per token and the"
                 f" gradient's norm {norm:.4g}, so training stopped before this step changed the"
-                f" weights; lower lr ({self.recipe.lr:g}) or raise warmup_steps, and go on from the"
+                f" weights; resume with a lower --lr (it is {self.recipe.lr:g}) from the"
                 f" last good checkpoint ({where})"
             )
         for optimiser in self.optimisers:
@@ -207,6 +219,7 @@ class Trainer:
         self.tokens += n_tokens
         self._nats += nats
         self._bytes += n_bytes
+        self._step_seconds = time.monotonic() - begin
         return nats / log(2) / n_bytes
 
     def _autocast(self):
@@ -313,6 +326,7 @@ class Trainer:
             "corpus": self.corpus.fingerprint,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "engine": [self.model.engine, self.model.engine_reason],
             "step": self.step,
             "tokens": self.tokens,
             "nats": self._nats,
@@ -331,7 +345,11 @@ class Trainer:
             )
         self.model.load_state_dict(checkpoint.model_state)
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            peaks = [group["peak_lr"] for group in optimiser.param_groups]
             optimiser.load_state_dict(saved)
+            # A resumed run may be given another learning rate.
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["peak_lr"] = peak
         if self.average:
             self.average.load(checkpoint.ema_state, state["average_steps"])
         self.loader.load_state_dict(state["loader"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_tx import parse_pattern, sparse_attention
 from sparse_tx.attention.views.plan import plan
@@ -60,10 +61,37 @@ def test_tiles_do_not_grow_with_the_square(pattern):
     assert largest(8192) <= max(2 * largest(4096), 1 << 19)
 
 
-def test_memory_does_not_hold_a_square():
-    """At this length one head's scores alone would be 16 GiB."""
-    T = 65_536
+class LargestTensor(TorchDispatchMode):
+    """Watches every operation for the largest storage it makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple) else (result,):
+            if isinstance(x, torch.Tensor):
+                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "strided:128",
+        "local:64",
+        "block:100",
+        "fixed:128:8",
+        "local:64+strided:64",
+        "block:9+strided:64",
+    ],
+)
+def test_memory_does_not_hold_a_square(pattern):
+    """The square of this length takes 256 MiB as booleans, 1 GiB as scores."""
+    T = 16_384
     q = torch.randn(1, T, 1, 2).transpose(1, 2).requires_grad_()
-    out = sparse_attention(q, q, q, "strided:256", engine="views")
-    out.sum().backward()
+    with LargestTensor() as largest:
+        sparse_attention(q, q, q, pattern, engine="views").sum().backward()
+    assert largest.bytes < 8 * 2**20
     assert q.grad.isfinite().all()

@@ -88,7 +88,34 @@ def test_resume_continues_and_refuses_what_would_be_another_run(capsys):
     assert "is complete after 9 steps; give a larger --max_steps" in capsys.readouterr().err
     assert main(["--out=parts", "--resume", "--n_layer=3", "--max_steps=12"]) == 2
     assert "cannot be resumed with n_layer 3 (it is 2 there)" in capsys.readouterr().err
-    assert main(["--out=parts", "--resume", "--max_steps=12"]) == 0
+    assert main(["--out=parts", "--resume", "--max_steps=12", "--lr=0.001"]) == 0
+    rates = [
+        json.loads(line)["lr"] for line in Path("parts/metrics.jsonl").read_text().splitlines()
+    ]
+    assert rates[8] < 0.003
+    assert rates[9] < 0.001
+
+
+def test_a_run_that_got_nowhere_can_be_resumed(capsys):
+    assert main(["--resume"]) == 2
+    assert "'out'" in capsys.readouterr().err
+    main(flags("whole", keep_last=9))
+    main(flags(keep_last=9))
+    for file in Path("out/checkpoints").glob("step-*/*"):
+        if "step-00000000" not in str(file):
+            file.unlink()
+    for folder in Path("out/checkpoints").glob("step-*"):
+        if "step-00000000" not in str(folder):
+            folder.rmdir()
+    assert main(["--out=out", "--resume"]) == 0
+    assert losses() == losses("whole")
+
+
+def test_overwrite_touches_no_folder_that_never_held_a_run():
+    Path("mine/checkpoints").mkdir(parents=True)
+    Path("mine/checkpoints/precious").write_text("x")
+    assert main([*flags("mine"), "--overwrite"]) == 0
+    assert Path("mine/checkpoints/precious").read_text() == "x"
 
 
 def test_an_occupied_folder_is_left_alone():
@@ -106,25 +133,30 @@ def test_an_occupied_folder_is_left_alone():
     ("arguments", "sentence"),
     [
         (["--preset=tinny"], "unknown preset 'tinny': did you mean 'tiny'?"),
-        (["--sequence_len=5"], "unknown flag --sequence_len: did you mean --seq_len?"),
-        (["--n_layer=two"], "n_layer"),
+        (["--sequence_len=5"], "unknown flag --sequence_len: did you mean '--seq_len'?"),
+        (["--n_layer=two"], "--n_layer is 'two'; it must be a whole number"),
+        (["--lr=fast"], "--lr is 'fast'; it must be a number"),
+        (["--bias=maybe"], "--bias is 'maybe'; it must be true or false"),
         (["--n_layer=0"], "n_layer is 0; it must be 1 or more"),
         (["--pattern=lokal:4"], "unknown word 'lokal'"),
         (["--pattern=local:-4"], "it must be a whole number of tokens, 1 or more"),
         (["--pattern=fixed:8:9"], "wider than its block"),
         (["--pattern=dense/dense/dense"], "2 heads cannot be split into 3 equal groups"),
         (["--engine=fast"], "unknown attention engine 'fast'"),
-        (["--position=left"], "position"),
-        (["--seq_len=100000"], "seq_len is 100,000, but the training split of"),
+        (["--position=left"], "--position is 'left'; it must be one of grid, table, rope, none"),
+        (["--seq_len=100000"], "a window of seq_len 100,000 tokens does not fit into a split of"),
         (["--data=absent.txt"], "absent.txt"),
         (["--split=[90,5,6]"], "split"),
         (["--split=[95,0,5]"], "the validation split of 'text.txt' is empty"),
         (["--tokenizer=word"], "tokenizer"),
         (["--config=absent.yaml"], "absent.yaml"),
-        (["--resume"], "out"),
         (["--out=text.txt"], "text.txt"),
         (["--max_steps=0"], "max_steps is 0"),
-        (["stray"], "stray"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--preset"], "preset"),
+        (["--out", "--resume"], "out"),
+        (["--resume=true"], "resume"),
+        (["--resume", "--preset=tiny"], "leave --preset out"),
         *([] if torch.cuda.is_available() else [(["--device=cuda"], "no CUDA device")]),
     ],
 )
@@ -206,5 +238,5 @@ def test_the_console_command(capsys):
     assert console.main([]) == 0
     assert "train a model" in capsys.readouterr().out
     assert console.main(["trian"]) == 2
-    assert "did you mean train?" in capsys.readouterr().err
+    assert "did you mean 'train'?" in capsys.readouterr().err
     assert console.main(["train", *flags()]) == 0

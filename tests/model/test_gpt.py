@@ -1,5 +1,6 @@
 """The decoder against the paper: shapes, counts, initial weights, causality, and its options."""
 
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -61,18 +62,16 @@ def test_a_later_byte_changes_no_earlier_bit(preset):
     """The presets' own patterns and options, at a size that a test can afford."""
     full = RunConfig.from_flat(yaml.safe_load(preset_text(preset))).model
     T = 300
-    config = ModelConfig(
+    config = replace(
+        full,
         seq_len=T,
         n_layer=4,
-        n_head=full.n_head,
         n_embd=8 * full.n_head,
-        pattern=full.pattern,
-        activation=full.activation,
-        norm=full.norm,
-        bias=full.bias,
-        qk_norm=full.qk_norm,
-        position=full.position,
+        n_qk=4 * full.n_head if full.n_qk else None,
+        n_ff=None,
+        position_shape=(),
         init="paper-code",
+        recompute=False,
     )
     torch.manual_seed(0)
     model = GPT(config).eval()
@@ -237,3 +236,22 @@ def test_recent_tokens_are_summed_from_their_own_tables():
     for t in range(31):
         expected = sum(tables[back].weight[text[t + 2 - back]] for back in range(3))
         assert torch.allclose(seen[0][0, t], expected, atol=1e-7)
+
+
+def test_mixed_precision_runs_and_stays_near():
+    model = make_model(position="rope", qk_norm=True, activation="relu2")
+    tokens, targets = draw_tokens(), draw_tokens(seed=2)
+    exact = model.loss(tokens, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model.loss(tokens, targets)
+    mixed.backward()
+    assert mixed.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_what_inference_computed_first_serves_training():
+    """Tables kept from inference must not be inference tensors, which have no backward pass."""
+    model = make_model(position="rope", seq_len=23)
+    with torch.inference_mode():
+        model(draw_tokens(T=23))
+    model.loss(draw_tokens(T=23), draw_tokens(T=23)).backward()

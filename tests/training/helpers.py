@@ -7,18 +7,9 @@ import torch
 from sparse_tx.checkpoint import read_checkpoint
 from sparse_tx.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from sparse_tx.data import prepare_corpus
-from sparse_tx.training import Trainer
+from sparse_tx.training import Reporter, Trainer
 
 TEXT = b"".join(b"%d times %d is %d\n" % (a, b, a * b) for a in range(40) for b in range(20))
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def on_step(self, *_):
-        pass
-
-    on_evaluation = on_checkpoint = on_evaluation_progress = on_step
 
 
 def make_corpus(folder, **settings):
@@ -66,7 +57,7 @@ def make_trainer(corpus, run_dir, config=None, resume=False, reporter=None, star
         config or make_config(),
         corpus,
         run_dir,
-        reporter or Silent(),
+        reporter or Reporter(),
         device=torch.device("cpu"),
         started=time.monotonic() if started is None else started,
         checkpoint=read_checkpoint(run_dir, with_training_state=True) if resume else None,

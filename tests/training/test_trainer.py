@@ -8,11 +8,12 @@ import torch
 
 from sparse_tx.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
 from sparse_tx.config import TrainingConfig
+from sparse_tx.training import Reporter
 from sparse_tx.training.averaging import WeightAverage
 from sparse_tx.training.muon import Muon, orthogonalise
 from sparse_tx.training.optimiser import make_optimisers
 from sparse_tx.training.schedule import share_of_peak
-from tests.training.helpers import Silent, make_config, make_corpus, make_trainer, read_metrics
+from tests.training.helpers import make_config, make_corpus, make_trainer, read_metrics
 
 EXACT = ("step", "tokens", "train_bpb", "valid_bpb", "lr", "final_valid_bpb")
 
@@ -21,7 +22,7 @@ class Killed(Exception):
     pass
 
 
-class KillAt(Silent):
+class KillAt(Reporter):
     """Ends the process's life, as far as the run can tell, right after a step."""
 
     def __init__(self, step):
@@ -67,7 +68,7 @@ def test_a_stopped_run_resumes_bit_exactly(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     trainer = make_trainer(corpus, run_dir)
 
-    class StopAt(Silent):
+    class StopAt(Reporter):
         def on_step(self, step, *_):
             trainer.stop_requested = step >= 9
 
@@ -117,7 +118,7 @@ def test_accumulation_equals_a_larger_batch(corpus, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(broken, corpus, tmp_path):
     trainer = make_trainer(corpus, tmp_path / "run")
 
-    class BreakAt(Silent):
+    class BreakAt(Reporter):
         def on_step(self, step, *_):
             if step == 11:
                 trainer.model.token_embedding.weight.data.fill_(broken)

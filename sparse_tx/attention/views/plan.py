@@ -84,14 +84,11 @@ def is_dense(pattern: Pattern, T: int) -> bool:
 def plan(heads: tuple[Pattern, ...], B: int, T: int, device: torch.device) -> Iterable[Sweep]:
     """Sweeps that together compute every allowed pair of every head exactly once.
 
-    Plans are kept for the next call where their masks are few and shared by tiles.
+    A plan is kept for the next call, as a tuple, unless nearly every tile has a mask of its own.
     """
-    shared = all(
-        isinstance(part, Local | Strided) or not _has_strided(pattern)
-        for pattern in set(heads)
-        for part in pattern.parts
-    ) and all(sum(isinstance(p, Strided) for p in pattern.parts) < 2 for pattern in set(heads))
-    return _kept_plan(heads, B, T, device) if shared else _plan(heads, B, T, device)
+    if all(_masks_repeat(pattern) for pattern in heads):
+        return _kept_plan(heads, B, T, device)
+    return _plan(heads, B, T, device)
 
 
 @lru_cache(maxsize=32)
@@ -99,8 +96,11 @@ def _kept_plan(heads, B: int, T: int, device) -> tuple[Sweep, ...]:
     return tuple(_plan(heads, B, T, device))
 
 
-def _has_strided(pattern: Pattern) -> bool:
-    return any(isinstance(part, Strided) for part in pattern.parts)
+def _masks_repeat(pattern: Pattern) -> bool:
+    """Whether many tiles share a mask: columns do unless they leave out more than windows."""
+    strided = sum(isinstance(part, Strided) for part in pattern.parts)
+    windows = sum(isinstance(part, Local) for part in pattern.parts)
+    return strided == 0 or (strided == 1 and windows == len(pattern.parts) - 1)
 
 
 def _plan(heads, B: int, T: int, device) -> Iterator[Sweep]:
@@ -156,7 +156,10 @@ def _in_rows(parts, heads: range, B: int, T: int, device) -> Iterator[Sweep]:
         low = min([start, *_interval_starts(parts, start)])
         while n_prefix < len(positions) and positions[n_prefix] < low:
             n_prefix += 1
-        settled = start if isinstance(parts[0], Dense) else low  # earlier keys need no mask
+        # Where the last query reads the first key of an interval, all queries read all of it, and
+        # only the tile's own square needs a mask.
+        whole = any(not isinstance(p, Summary) and p.allows(stop - 1, low) for p in parts)
+        settled = start if whole else low
         bias, empty = _row_bias(parts, settled, start, stop, device)
         empty = empty and n_prefix == 0 and settled == low
         tiles.append(Tile(slice(start, stop), slice(low, stop), n_prefix, bias, empty))
@@ -257,7 +260,7 @@ def _row_bias(parts, low: int, start: int, stop: int, device) -> tuple[Tensor, b
     return _cached_bias(parts, low - shift, start - shift, stop - shift, device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _cached_bias(parts, low: int, start: int, stop: int, device) -> tuple[Tensor, bool]:
     queries = torch.arange(start, stop, device=device)[:, None]
     keys = torch.arange(low, stop, device=device)[None, :]
@@ -290,19 +293,23 @@ def _in_columns(part: Strided, done, heads: range, B: int, T: int, device) -> It
         at_once = max(1, room // (B * len(heads)))
         for g in range(first, first + groups, at_once):
             n = min(at_once, first + groups - g)
-            tiles = tuple(_column_tiles(part, done, g, n, length, height, device))
-            for batch, chosen in _split(heads, B, room // n):
-                yield Sweep(
-                    tiles,
-                    batch,
-                    chosen,
-                    length,
-                    part.stride,
-                    g,
-                    groups=n,
-                    merges=bool(done),
-                    writes_first=not done,
-                )
+            columns = _column_tiles(part, done, g, n, length, height, device)
+            # Where every tile has a mask of its own, masks are made one at a time: all of them
+            # would take memory that grows with the square of T.
+            one_at_a_time = not all(isinstance(other, Local) for other in done)
+            for tiles in ((tile,) for tile in columns) if one_at_a_time else (tuple(columns),):
+                for batch, chosen in _split(heads, B, room // n):
+                    yield Sweep(
+                        tiles,
+                        batch,
+                        chosen,
+                        length,
+                        part.stride,
+                        g,
+                        groups=n,
+                        merges=bool(done),
+                        writes_first=not done,
+                    )
 
 
 def _column_tiles(part, done, first: int, groups: int, length: int, height: int, device):
@@ -327,7 +334,7 @@ def _column_tiles(part, done, first: int, groups: int, length: int, height: int,
         yield Tile(slice(start, stop), slice(0, stop), 0, bias, empty)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _cached_column_bias(near: int, low: int, rows: int, device) -> tuple[Tensor, bool]:
     """Within a column: keys at least ``near`` rows back, beginning at ``low`` (0 is the tile)."""
     queries = torch.arange(rows, device=device)[:, None]

@@ -36,14 +36,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: f
 
     Differentiable. A query that may read no key at all gets zeros, and gives no gradient.
     """
-    if all(is_dense(pattern, q.shape[2]) for pattern in heads) and _has_fused_kernel(q, v):
+    if all(is_dense(pattern, q.shape[2]) for pattern in heads) and _has_fused_kernel(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return _SparseAttention.apply(q, k, v, heads, scale)
 
 
-def _has_fused_kernel(q: Tensor, v: Tensor) -> bool:
-    """Whether torch's own dense attention takes these without materialising T x T scores."""
-    return q.shape == v.shape and (q.device.type == "cpu" or q.dtype != torch.float64)
+def _has_fused_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether torch's own dense attention takes these without materialising T x T scores.
+
+    For anything doubtful it does not: torch then falls back to the square in silence.
+    """
+    if q.shape != v.shape or any(x.stride(-1) != 1 for x in (q, k, v)):
+        return False
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    return q.device.type == "cpu" or (half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128)
 
 
 class _SparseAttention(torch.autograd.Function):
