@@ -55,7 +55,9 @@ def _in_words(expected: str) -> str:
 
 
 def _one_sentence(message: str) -> str:
-    return " ".join(line.strip(" -") for line in message.splitlines() if line.strip())
+    return " ".join(
+        line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()
+    )
 
 
 def choose_device(name: str) -> torch.device:

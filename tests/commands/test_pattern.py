@@ -137,7 +137,7 @@ def test_the_estimate_of_a_check_is_of_the_right_size():
         (["show", "local:8", "--layer", -1], "layers are numbered 0 to 0"),
         (["show", "local:8", "--json"], "a picture has no JSON form"),
         (["show", "local:8", "--png", "/no/such/folder/x.png"], "cannot write the picture"),
-        (["show", "local:8", "--seqlen", 9], "unknown flag --seqlen: did you mean --seq_len?"),
+        (["show", "local:8", "--seqlen", 9], "unknown flag --seqlen: did you mean '--seq_len'?"),
         (["draw", "local:8"], "invalid choice: 'draw'"),
         ([], "required: action, notation"),
     ],

@@ -225,7 +225,7 @@ def test_an_output_that_fails_leaves_the_old_file(trained, tmp_path, monkeypatch
         (["--out", "/no/such/folder/file"], "the output '/no/such/folder/file' cannot be written"),
         (["--out", "/dev/null"], "not a regular file"),
         (["--which", "first"], "which"),
-        (["--lenght", 3], "did you mean --length?"),
+        (["--lenght", 3], "did you mean '--length'?"),
     ],
 )
 def test_mistakes_get_one_sentence_before_anything_is_made(
