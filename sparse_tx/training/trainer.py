@@ -23,6 +23,8 @@ from sparse_tx.training.schedule import share_of_peak
 
 # What is put aside of max_minutes for the end, beyond the measured length of its evaluation.
 _CLOSING_SECONDS = 3.0
+# Of the samples that show a run's progress: a little below 1, for young models ramble.
+_SAMPLING = SamplingConfig(temperature=0.8)
 
 
 class Reporter:
@@ -254,7 +256,7 @@ class Trainer:
         length = min(self.recipe.sample_length, self.config.model.seq_len)
         with self._averaged(), self._autocast():
             tokens = generate(
-                self.model, [], length=length, settings=SamplingConfig(), seed=self.recipe.seed
+                self.model, [], length=length, settings=_SAMPLING, seed=self.recipe.seed
             )
             ids = [int(token) for token in tokens]
         self._sample_seconds = time.monotonic() - begin

@@ -29,6 +29,8 @@ _LOG2_E = 1 / log(2)
 _NO_KEY = -1e30
 # Extra keys that the workspace holds, so that overlapping intervals are packed once, not per tile.
 _SLACK = 128
+# Positions taken at once where only rows matter.
+_PIECE = 256
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
@@ -70,6 +72,10 @@ class _SparseAttention(torch.autograd.Function):
     def backward(ctx, d_out):
         q, k, v, out, lse = ctx.saved_tensors
         B, _, T, _ = q.shape
+        delta = _row_products(d_out, out, _compute_dtype(q))
+        # From here on only delta is needed of out, which is as large as a gradient.
+        del out
+        ctx.maybe_clear_saved_tensors()
         # Sums of many tiles' contributions are kept in the precision of the computation.
         sweeps = plan(ctx.heads, B, T, q.device)
         owned = isinstance(sweeps, tuple) and all(s.writes_first or s.merges for s in sweeps)
@@ -78,8 +84,21 @@ class _SparseAttention(torch.autograd.Function):
             dk.zero_(), dv.zero_()
         work = _Workspace(q)
         for sweep in sweeps:
-            _backward(sweep, work, q, k, v, out, lse, d_out, dq, dk, dv, ctx.scale)
+            _backward(sweep, work, q, k, v, delta, lse, d_out, dq, dk, dv, ctx.scale)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
+
+
+def _row_products(d_out: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
+    """dO_i . O_i of every row, ``(B, H, T, 1)``.
+
+    It equals sum_j P_ij dP_ij over all keys j, so that the softmax's backward pass in one tile
+    needs no other tile. Taken piece by piece: the elementwise product would be as large as out.
+    """
+    delta = d_out.new_empty((*d_out.shape[:3], 1), dtype=dtype)
+    for start in range(0, d_out.shape[2], _PIECE):
+        here = (..., slice(start, start + _PIECE), slice(None))
+        delta[here] = (d_out[here].to(dtype) * out[here].to(dtype)).sum(-1, keepdim=True)
+    return delta
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -248,17 +267,15 @@ def _forward(sweep: Sweep, work: _Workspace, q, k, v, out, lse, scale: float) ->
 
 
 def _backward(
-    sweep: Sweep, work: _Workspace, q, k, v, out, lse, d_out, dq, dk, dv, scale: float
+    sweep: Sweep, work: _Workspace, q, k, v, delta, lse, d_out, dq, dk, dv, scale: float
 ) -> None:
-    q, out, lse, d_out, dq = (sweep.view(x) for x in (q, out, lse, d_out, dq))
+    q, delta, lse, d_out, dq = (sweep.view(x) for x in (q, delta, lse, d_out, dq))
     keys = _PackedKeys(sweep, work, k, v, (dk, dv))
     groups = q.shape[:3]
     for tile in sweep.tiles:
         here = (..., tile.rows, slice(None))
         packed_q = work.pack("q", q[here])
         packed_d_out = work.pack("d_out", d_out[here])
-        # sum_j P_ij dP_ij = dO_i . O_i, so that the softmax's backward needs no other tile.
-        delta = work.pack("out", out[here]).mul_(packed_d_out).sum(-1, keepdim=True)
         where = keys.load(tile)
         packed_k, packed_v = keys.select(where)
         n, rows, n_keys = len(packed_q), packed_q.shape[1], packed_k.shape[1]
@@ -269,7 +286,7 @@ def _backward(
         torch.bmm(weights.transpose(1, 2), packed_d_out, out=tile_dv)
         d_scores = work.take("d_scores", n, rows, n_keys)
         torch.bmm(packed_d_out, packed_v.transpose(1, 2), out=d_scores)
-        d_scores.sub_(delta).mul_(weights)
+        d_scores.sub_(delta[here].reshape(n, rows, 1)).mul_(weights)
         tile_dq = work.take("dq", *packed_q.shape)
         torch.baddbmm(tile_dq, d_scores, packed_k, beta=0, alpha=scale, out=tile_dq)
         tile_dq = tile_dq.view(*groups, *tile_dq.shape[1:])
