@@ -16,7 +16,7 @@ _ROWS = 128
 _COLUMN_ROWS = 64
 # Scores per tile over all heads and batch entries computed together: 2 MiB in float32, so that a
 # tile's passes over them stay in cache.
-_SCORES = 1 << 18
+_SCORES = 1 << 19
 
 
 @dataclass(frozen=True)
