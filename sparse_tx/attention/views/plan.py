@@ -11,7 +11,7 @@ from torch import Tensor
 from sparse_tx.patterns import BlockLocal, Dense, Local, Pattern, Strided, Summary
 
 # Queries per tile. Taller tiles waste more of a local window's rectangle and of a triangle, lower
-# ones make the matrix products too small. Both measured, see benchmarks/results.
+# ones make the matrix products too small.
 _ROWS = 128
 _COLUMN_ROWS = 64
 # Scores per tile over all heads and batch entries computed together: 2 MiB in float32, so that a
