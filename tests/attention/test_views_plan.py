@@ -17,7 +17,7 @@ def test_every_allowed_pair_is_computed_exactly_once(pattern, T):
     heads = parse_pattern(pattern).layer(0).heads(2)
     position = torch.arange(T).view(1, 1, T, 1).expand(1, 2, T, 1)  # (B, H, T, D)
     computed = [[], []]
-    for sweep in plan(heads, 1, T, CPU):
+    for sweep in plan(heads, 1, T, 64, CPU):
         view = sweep.view(position)[0, :, 0, :, 0]  # (G, M): the position of each row
         head = range(2)[sweep.heads][0]
         prefix = sweep.prefix if sweep.prefix is not None else torch.empty(0, dtype=torch.long)
@@ -40,7 +40,7 @@ def test_every_allowed_pair_is_computed_exactly_once(pattern, T):
 def test_the_column_view_is_no_copy():
     x = torch.randn(1, 24, 2, 3).transpose(1, 2)  # (B, H, T, D)
     heads = parse_pattern("strided:6").layer(0).heads(2)
-    (sweep,) = plan(heads, 1, 24, CPU)
+    (sweep,) = plan(heads, 1, 24, 64, CPU)
     view = sweep.view(x)  # (B, G, H, M, D)
     assert view.data_ptr() == x.data_ptr()
     assert torch.equal(view[0, 5, 1], x[0, 1, 5::6])
@@ -51,7 +51,7 @@ def test_the_column_view_is_no_copy():
 )
 def test_tiles_do_not_grow_with_the_square(pattern):
     def largest(T):
-        sweeps = plan((parse_pattern(pattern).at(0, 0, 1),), 1, T, CPU)
+        sweeps = plan((parse_pattern(pattern).at(0, 0, 1),), 1, T, 64, CPU)
         return max(
             sweep.groups * (tile.rows.stop - tile.rows.start) * tile.n_keys
             for sweep in sweeps

@@ -11,12 +11,14 @@ from torch import Tensor
 from sparse_tx.patterns import BlockLocal, Dense, Local, Pattern, Strided, Summary
 
 # Queries per tile. Taller tiles waste more of a local window's rectangle and of a triangle, lower
-# ones make the matrix products too small.
+# ones make the matrix products too small. In windows alone, half a window within these.
 _ROWS = 128
-_COLUMN_ROWS = 64
-# Scores per tile over all heads and batch entries computed together: 2 MiB in float32, so that a
-# tile's passes over them stay in cache.
+_FEWEST_ROWS = 64
+_COLUMN_ROWS = 48
+# Scores per tile: 2 MiB in float32, so that a tile's passes over them stay in cache.
 _SCORES = 1 << 19
+# Numbers in all buffers of a pass together, 2 MiB in float32, where a single tile is no larger.
+_WORKSPACE = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -81,19 +83,21 @@ def is_dense(pattern: Pattern, T: int) -> bool:
     )
 
 
-def plan(heads: tuple[Pattern, ...], B: int, T: int, device: torch.device) -> Iterable[Sweep]:
+def plan(
+    heads: tuple[Pattern, ...], B: int, T: int, D: int, device: torch.device
+) -> Iterable[Sweep]:
     """Sweeps that together compute every allowed pair of every head exactly once.
 
     A plan is kept for the next call, as a tuple, unless nearly every tile has a mask of its own.
     """
     if all(_masks_repeat(pattern) for pattern in heads):
-        return _kept_plan(heads, B, T, device)
-    return _plan(heads, B, T, device)
+        return _kept_plan(heads, B, T, D, device)
+    return _plan(heads, B, T, D, device)
 
 
 @lru_cache(maxsize=32)
-def _kept_plan(heads, B: int, T: int, device) -> tuple[Sweep, ...]:
-    return tuple(_plan(heads, B, T, device))
+def _kept_plan(heads, B: int, T: int, D: int, device) -> tuple[Sweep, ...]:
+    return tuple(_plan(heads, B, T, D, device))
 
 
 def _masks_repeat(pattern: Pattern) -> bool:
@@ -103,15 +107,15 @@ def _masks_repeat(pattern: Pattern) -> bool:
     return strided == 0 or (strided == 1 and windows == len(pattern.parts) - 1)
 
 
-def _plan(heads, B: int, T: int, device) -> Iterator[Sweep]:
+def _plan(heads, B: int, T: int, D: int, device) -> Iterator[Sweep]:
     for pattern, chosen in _group_heads(heads):
         parts = (Dense(),) if is_dense(pattern, T) else tuple(dict.fromkeys(pattern.parts))
         done = tuple(part for part in parts if not isinstance(part, Strided))
         if done:
-            yield from _in_rows(done, chosen, B, T, device)
+            yield from _in_rows(done, chosen, B, T, D, device)
         for part in parts:
             if isinstance(part, Strided):
-                yield from _in_columns(part, done, chosen, B, T, device)
+                yield from _in_columns(part, done, chosen, B, T, D, device)
                 done += (part,)
 
 
@@ -132,23 +136,40 @@ def _group_heads(heads: tuple[Pattern, ...]) -> list[tuple[Pattern, range]]:
 
 
 def _split(heads: range, B: int, room: int) -> Iterator[tuple[slice, slice]]:
-    """Cut batch entries, then heads, into pieces of at most ``room`` (entry, head) pairs."""
-    per_batch = max(1, room // len(heads))
-    per_head = min(len(heads), max(1, room))
+    """Cut batch entries, then heads, into even pieces of at most ``room`` (entry, head) pairs."""
+    per_batch = _even(B, room // len(heads))
+    per_head = _even(len(heads), room)
     for b in range(0, B, per_batch):
         for h in range(0, len(heads), per_head):
             piece = heads[h : h + per_head]
             yield slice(b, b + per_batch), slice(piece.start, piece.stop, piece.step)
 
 
+def _even(length: int, most: int) -> int:
+    """The size of the fewest pieces of at most ``most``, at least 1, that make up ``length``."""
+    return ceil(length / ceil(length / max(1, most)))
+
+
+def _room(height: int, n_keys: int, n_prefix: int, D: int) -> int:
+    """How many (entry, head, group) tiles of this shape the workspace holds side by side.
+
+    Of each it holds the scores and their gradient, keys and values, two gradients of the prefix,
+    and queries and gradients of outputs.
+    """
+    return max(1, _WORKSPACE // (2 * height * n_keys + 2 * (n_keys + n_prefix + height) * D))
+
+
 # --- In rows: consecutive queries, intervals of keys, summary columns before them ---------------
 
 
-def _in_rows(parts, heads: range, B: int, T: int, device) -> Iterator[Sweep]:
+def _in_rows(parts, heads: range, B: int, T: int, D: int, device) -> Iterator[Sweep]:
     prefix = _summary_positions(parts, T, device)
     positions = [] if prefix is None else prefix.tolist()
-    widest = len(positions) + max(_interval_width(part, T) for part in parts)
-    height = max(16, min(_ROWS, _SCORES // widest))
+    height = _ROWS
+    if all(isinstance(part, Local) for part in parts):
+        height = max(_FEWEST_ROWS, min(_ROWS, max(part.window for part in parts) // 2))
+    widest = len(positions) + max(_interval_width(part, T, height) for part in parts)
+    height = max(16, min(height, _SCORES // widest))
     edge = min((part.length for part in parts if isinstance(part, BlockLocal)), default=T)
     tiles, start, n_prefix = [], 0, 0
     while start < T:
@@ -164,7 +185,7 @@ def _in_rows(parts, heads: range, B: int, T: int, device) -> Iterator[Sweep]:
         empty = empty and n_prefix == 0 and settled == low
         tiles.append(Tile(slice(start, stop), slice(low, stop), n_prefix, bias, empty))
         start = stop
-    room = max(1, _SCORES // (height * min(T, widest)))
+    room = _room(height, min(T, widest), len(positions), D)
     # One tile after another packs each key once, several at once some keys twice: that pays where
     # single tiles are small.
     alone = prefix is not None or room < 4 * B * len(heads)
@@ -232,12 +253,16 @@ def _summary_positions(parts, T: int, device) -> Tensor | None:
     return read.nonzero().squeeze(1)
 
 
-def _interval_width(part: Pattern, T: int) -> int:
-    """A bound on the keys of one tile's interval."""
-    widths = {Dense: T, Local: getattr(part, "window", 0) + _ROWS, BlockLocal: T}
-    if isinstance(part, BlockLocal):
-        return min(T, max(part.length, _ROWS))
-    return min(T, widths.get(type(part), _ROWS))
+def _interval_width(part: Pattern, T: int, height: int) -> int:
+    """A bound on the keys of the interval of a tile of ``height`` queries."""
+    match part:
+        case Dense():
+            return T
+        case Local(window):
+            return min(T, window + height)
+        case BlockLocal(length):
+            return min(T, max(length, height))
+    return min(T, height)
 
 
 def _interval_starts(parts, query: int) -> list[int]:
@@ -280,7 +305,7 @@ def _as_bias(allowed: Tensor) -> tuple[Tensor, bool]:
 # --- In columns: one column for each residue modulo the stride ----------------------------------
 
 
-def _in_columns(part: Strided, done, heads: range, B: int, T: int, device) -> Iterator[Sweep]:
+def _in_columns(part: Strided, done, heads: range, B: int, T: int, D: int, device) -> Iterator[Sweep]:
     """Sweep all residue classes of one strided part, leaving out the pairs that ``done`` allows."""
     rows, longer = divmod(T, part.stride)
     # The first T mod stride columns are one row longer than the others.
@@ -289,7 +314,7 @@ def _in_columns(part: Strided, done, heads: range, B: int, T: int, device) -> It
             continue
         height = max(16, min(_COLUMN_ROWS, _SCORES // length))
         height = ceil(length / ceil(length / height))  # tiles of one size
-        room = max(1, _SCORES // (height * length))
+        room = _room(height, length, 0, D)
         at_once = max(1, room // (B * len(heads)))
         for g in range(first, first + groups, at_once):
             n = min(at_once, first + groups - g)

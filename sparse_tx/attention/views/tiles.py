@@ -27,10 +27,8 @@ from sparse_tx.patterns import Pattern
 _LOG2_E = 1 / log(2)
 # A row without keys has this maximum instead of -inf, from which -inf can be subtracted.
 _NO_KEY = -1e30
-# Extra keys that the workspace holds, so that overlapping intervals are packed once, not per tile.
-_SLACK = 128
 # Positions taken at once where only rows matter.
-_PIECE = 256
+_PIECE = 64
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
@@ -61,7 +59,7 @@ class _SparseAttention(torch.autograd.Function):
         out = torch.empty_like(v)  # the first sweep of every head writes all rows of it
         lse = q.new_empty((*q.shape[:3], 1), dtype=_compute_dtype(q))
         work = _Workspace(q)
-        for sweep in plan(heads, B, T, q.device):
+        for sweep in plan(heads, B, T, max(q.shape[-1], v.shape[-1]), q.device):
             _forward(sweep, work, q, k, v, out, lse, scale)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.heads, ctx.scale = heads, scale
@@ -77,7 +75,7 @@ class _SparseAttention(torch.autograd.Function):
         del out
         ctx.maybe_clear_saved_tensors()
         # Sums of many tiles' contributions are kept in the precision of the computation.
-        sweeps = plan(ctx.heads, B, T, q.device)
+        sweeps = plan(ctx.heads, B, T, max(q.shape[-1], v.shape[-1]), q.device)
         owned = isinstance(sweeps, tuple) and all(s.writes_first or s.merges for s in sweeps)
         dq, dk, dv = (torch.empty_like(x, dtype=_compute_dtype(x)) for x in (q, k, v))
         if not owned:
@@ -108,35 +106,47 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 class _Workspace:
     """Buffers that are allocated once for a pass and shaped anew for every tile.
 
-    Fresh memory costs a page fault every 4 KiB, more than the arithmetic on it.
+    Fresh memory costs a page fault every 4 KiB, more than the arithmetic on it. Shapes recur, and
+    their views are kept: making a view takes as long as a small operation on it.
     """
 
     def __init__(self, like: Tensor):
         self._like = like
         self._buffers: dict[str, Tensor] = {}
+        self._views: dict[str, dict[tuple, tuple[Tensor, Tensor]]] = {}
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """A contiguous tensor of this shape, its content undefined."""
-        size = prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._like.new_empty(size, dtype=_compute_dtype(self._like))
-            self._buffers[name] = buffer
-        return buffer[:size].view(shape)
+    def take(self, name: str, groups: torch.Size, rows: int, width: int) -> tuple[Tensor, Tensor]:
+        """Two views of one contiguous tensor, its content undefined.
+
+        They are ``(*groups, rows, width)`` and ``(N, rows, width)`` with N the product of groups.
+        """
+        views = self._views.setdefault(name, {})
+        shape = (*groups, rows, width)
+        found = views.get(shape)
+        if found is None:
+            size = prod(shape)
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.numel() < size:
+                views.clear()
+                buffer = self._like.new_empty(size, dtype=_compute_dtype(self._like))
+                self._buffers[name] = buffer
+            flat = buffer[:size].view(prod(groups), rows, width)
+            found = views[shape] = flat.view(shape), flat
+        return found
 
     def pack(self, name: str, rows: Tensor) -> Tensor:
-        """Copy ``(B, G, H, rows, D)`` from wherever it lies into ``(B * G * H, rows, D)``."""
-        packed = self.take(name, *rows.shape)
+        """Copy ``(*groups, rows, D)`` from wherever it lies into ``(N, rows, D)``."""
+        packed, flat = self.take(name, rows.shape[:-2], *rows.shape[-2:])
         packed.copy_(rows)
-        return packed.view(-1, *rows.shape[-2:])
+        return flat
 
 
 class _PackedKeys:
     """Keys and values of one tile after another, packed as ``(N, prefix then interval, D)``.
 
-    Consecutive tiles share most of their keys, so the interval is appended to while it fits. With
-    ``grads``, the gradients of what is packed are summed at the same places, and added to ``grads``
-    when their keys leave.
+    The prefix only grows; the interval is appended to where tiles begin at the same key. With
+    ``grads``, gradients of the interval are added to these at once; those of the prefix, whose
+    keys lie scattered, are summed here and added at the end.
     """
 
     def __init__(
@@ -148,93 +158,72 @@ class _PackedKeys:
         grads: tuple[Tensor, Tensor] | None,
     ):
         self.sources = [sweep.view(k), sweep.view(v)]  # (B, G, H, M, D)
-        self.grad_targets = [sweep.view(grad) for grad in grads] if grads else []
+        self.grads = [sweep.view(grad) for grad in grads] if grads else []
         self.prefix = sweep.prefix
+        groups = self.sources[0].shape[:3]
         widest = max(tile.n_keys for tile in sweep.tiles)
-        n_keys = 0 if self.prefix is None else len(self.prefix)
-        self.capacity = min(widest + _SLACK, n_keys + sweep.length)
         self.packed = [
-            work.take(f"packed {n}", *x.shape[:3], self.capacity, x.shape[-1])
+            work.take(f"packed {n}", groups, widest, x.shape[-1])
             for n, x in enumerate(self.sources)
         ]
-        self.grads = [
-            work.take(f"packed grad {n}", *x.shape[:3], self.capacity, x.shape[-1])
-            for n, x in enumerate(self.grad_targets)
+        most = max(tile.n_prefix for tile in sweep.tiles)
+        self.prefix_grads = [
+            work.take(f"prefix grad {n}", groups, most, x.shape[-1])[0].zero_()
+            for n, x in enumerate(self.grads)
         ]
         self.n_prefix = self.low = self.high = 0
-        self.fresh = 0  # from here on, the packed keys are those that the last tile appended
-        self.written = 0 if sweep.writes_first else sweep.length  # rows of grads that hold sums
+        # Rows of grads that hold sums; the first to come to others writes them.
+        self.written = [0 if sweep.writes_first else sweep.length] * 2
 
-    def load(self, tile: Tile) -> slice:
-        """Make the tile's keys stand side by side; returns where."""
-        start, stop = tile.keys.start, tile.keys.stop
-        appends = (
-            tile.n_prefix == self.n_prefix
-            and (start == self.low or self.n_prefix == 0)
-            and self.low <= start <= self.high
-            and self.n_prefix + stop - self.low <= self.capacity
-        )
-        if not appends:
-            self._release_interval()
-            self.fresh = self.n_prefix
-            if tile.n_prefix > self.n_prefix:
-                chosen = self.prefix[self.n_prefix : tile.n_prefix]
-                self._append(self.n_prefix, [x[..., chosen, :] for x in self.sources])
-                self.n_prefix = tile.n_prefix
-            self.low = self.high = start
-        else:
-            self.fresh = self.n_prefix + self.high - self.low
+    def load(self, tile: Tile) -> list[Tensor]:
+        """Make the tile's keys stand side by side; returns keys and values, ``(N, keys, D)``."""
+        start, stop, at = tile.keys.start, tile.keys.stop, tile.n_prefix
+        if at > self.n_prefix:
+            chosen = self.prefix[self.n_prefix : at]
+            self._place(self.n_prefix, [x[..., chosen, :] for x in self.sources])
+        if at > self.n_prefix or start != self.low:
+            self.n_prefix, self.low, self.high = at, start, start
         if stop > self.high:
-            at = self.n_prefix + self.high - self.low
-            self._append(at, [x[..., self.high : stop, :] for x in self.sources])
+            new = [x.narrow(3, self.high, stop - self.high) for x in self.sources]
+            self._place(at + self.high - start, new)
             self.high = stop
-        first = 0 if self.n_prefix else start - self.low
-        return slice(first, self.n_prefix + stop - self.low)
+        return [x.narrow(1, 0, tile.n_keys) for _, x in self.packed]
 
-    def _append(self, at: int, columns: list[Tensor]) -> None:
-        for packed, new in zip(self.packed, columns, strict=True):
-            packed[..., at : at + new.shape[-2], :].copy_(new)
+    def _place(self, at: int, columns: list[Tensor]) -> None:
+        for (packed, _), new in zip(self.packed, columns, strict=True):
+            packed.narrow(3, at, new.shape[3]).copy_(new)
 
-    def select(self, where: slice) -> list[Tensor]:
-        """The loaded keys and values: two of ``(N, keys, D)``."""
-        return [x.flatten(0, 2)[:, where] for x in self.packed]
-
-    def add_grads(self, where: slice, dk: Tensor, dv: Tensor) -> None:
-        """Add a tile's gradients, ``(N, keys, D)`` each, to those of earlier tiles.
-
-        Keys that this tile appended have none yet: theirs are written, not added.
-        """
-        old = self.fresh - where.start
-        for grad, new in zip(self.grads, (dk, dv), strict=True):
-            grad = grad.flatten(0, 2)[:, where]
-            grad[:, :old].add_(new[:, :old])
-            grad[:, old:] = new[:, old:]
-
-    def _release_interval(self) -> None:
-        # In a sweep that owns its gradients, the first to come is written, not added to zeros.
-        split = max(self.low, min(self.written, self.high))
-        old, end = self.n_prefix + split - self.low, self.n_prefix + self.high - self.low
-        for grad, target in zip(self.grads, self.grad_targets, strict=True):
-            target[..., self.low : split, :].add_(grad[..., self.n_prefix : old, :])
-            target[..., split : self.high, :] = grad[..., old:end, :]
-        self.written = max(self.written, self.high)
+    def add_grad(self, of: int, tile: Tile, new: Tensor) -> None:
+        """Add a tile's gradient ``(B, G, H, keys, D)`` of the keys (0) or the values (1)."""
+        grad, at, start, stop = self.grads[of], tile.n_prefix, tile.keys.start, tile.keys.stop
+        if at:
+            self.prefix_grads[of].narrow(3, 0, at).add_(new.narrow(3, 0, at))
+        split = max(start, min(self.written[of], stop))
+        if split > start:
+            grad.narrow(3, start, split - start).add_(new.narrow(3, at, split - start))
+        if stop > split:
+            grad.narrow(3, split, stop - split).copy_(
+                new.narrow(3, at + split - start, stop - split)
+            )
+            self.written[of] = stop
 
     def release(self) -> None:
-        """Hand over all gradients that are still held here."""
-        self._release_interval()
-        for grad, target in zip(self.grads, self.grad_targets, strict=True):
-            if self.n_prefix:
-                held = grad[..., : self.n_prefix, :].to(target.dtype)
-                target.index_add_(-2, self.prefix[: self.n_prefix], held)
+        """Hand over the gradients that are still held here."""
+        for grad, held in zip(self.grads, self.prefix_grads, strict=True):
+            if held.shape[3]:
+                grad.index_add_(3, self.prefix[: held.shape[3]], held.to(grad.dtype))
 
 
-def _scores(work: _Workspace, tile: Tile, q: Tensor, k: Tensor, scale: float, groups) -> Tensor:
-    """Scaled products in units of log 2, ``(N, rows, keys)``; -inf where a pair is not allowed."""
-    scores = work.take("scores", len(q), q.shape[1], k.shape[1])
-    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=scale * _LOG2_E, out=scores)
-    masked = scores.view(*groups, *scores.shape[1:])[..., -tile.bias.shape[-1] :]
-    masked.add_(tile.bias)
-    return scores
+def _scores(work: _Workspace, tile: Tile, q: Tensor, k: Tensor, scale: float, groups):
+    """Scaled products in units of log 2, -inf where a pair is not allowed.
+
+    Two views, ``(*groups, rows, keys)`` and ``(N, rows, keys)``.
+    """
+    scores, flat = work.take("scores", groups, q.shape[1], tile.n_keys)
+    torch.baddbmm(flat, q, k.mT, beta=0, alpha=scale * _LOG2_E, out=flat)
+    n_masked = tile.bias.shape[-1]
+    scores.narrow(4, tile.n_keys - n_masked, n_masked).add_(tile.bias)
+    return scores, flat
 
 
 def _forward(sweep: Sweep, work: _Workspace, q, k, v, out, lse, scale: float) -> None:
@@ -242,28 +231,28 @@ def _forward(sweep: Sweep, work: _Workspace, q, k, v, out, lse, scale: float) ->
     keys = _PackedKeys(sweep, work, k, v, None)
     groups = q.shape[:3]
     for tile in sweep.tiles:
-        here = (..., tile.rows, slice(None))
-        packed_q = work.pack("q", q[here])
-        packed_k, packed_v = keys.select(keys.load(tile))
-        scores = _scores(work, tile, packed_q, packed_k, scale, groups)
+        start, rows = tile.rows.start, tile.rows.stop - tile.rows.start
+        packed_q = work.pack("q", q.narrow(3, start, rows))
+        packed_k, packed_v = keys.load(tile)
+        scores, weights = _scores(work, tile, packed_q, packed_k, scale, groups)
         peak = scores.amax(-1, keepdim=True)
         if tile.has_empty_rows:
             peak.clamp_(min=_NO_KEY)
-        weights = scores.sub_(peak).exp2_()
-        total = weights.sum(-1, keepdim=True)
+        total = scores.sub_(peak).exp2_().sum(-1, keepdim=True)
         if tile.has_empty_rows:
             total.clamp_(min=torch.finfo(total.dtype).tiny)
-        part = work.take("out", *packed_q.shape[:2], v.shape[-1])
-        torch.bmm(weights, packed_v, out=part)
-        part = part.div_(total).view(*groups, *part.shape[1:])
-        part_lse = peak.add_(total.log2_()).view(*groups, -1, 1)
+        part, part_flat = work.take("out", groups, rows, v.shape[-1])
+        torch.bmm(weights, packed_v, out=part_flat)
+        part.div_(total)
+        part_lse = peak.add_(total.log2_())
+        out_here, lse_here = out.narrow(3, start, rows), lse.narrow(3, start, rows)
         if sweep.merges:
-            merged = torch.logaddexp2(lse[here], part_lse)
+            merged = torch.logaddexp2(lse_here, part_lse)
             part.mul_((part_lse - merged).exp2_())
-            part.add_(out[here] * (lse[here] - merged).exp2_())
+            part.add_(out_here * (lse_here - merged).exp2_())
             part_lse = merged
-        out[here] = part
-        lse[here] = part_lse
+        out_here.copy_(part)
+        lse_here.copy_(part_lse)
 
 
 def _backward(
@@ -273,25 +262,26 @@ def _backward(
     keys = _PackedKeys(sweep, work, k, v, (dk, dv))
     groups = q.shape[:3]
     for tile in sweep.tiles:
-        here = (..., tile.rows, slice(None))
-        packed_q = work.pack("q", q[here])
-        packed_d_out = work.pack("d_out", d_out[here])
-        where = keys.load(tile)
-        packed_k, packed_v = keys.select(where)
-        n, rows, n_keys = len(packed_q), packed_q.shape[1], packed_k.shape[1]
+        start, rows = tile.rows.start, tile.rows.stop - tile.rows.start
+        packed_q = work.pack("q", q.narrow(3, start, rows))
+        packed_d_out = work.pack("d_out", d_out.narrow(3, start, rows))
+        packed_k, packed_v = keys.load(tile)
 
-        scores = _scores(work, tile, packed_q, packed_k, scale, groups)
-        weights = scores.sub_(lse[here].reshape(n, rows, 1)).exp2_()
-        tile_dv = work.take("dv", n, n_keys, packed_v.shape[2])
-        torch.bmm(weights.transpose(1, 2), packed_d_out, out=tile_dv)
-        d_scores = work.take("d_scores", n, rows, n_keys)
-        torch.bmm(packed_d_out, packed_v.transpose(1, 2), out=d_scores)
-        d_scores.sub_(delta[here].reshape(n, rows, 1)).mul_(weights)
-        tile_dq = work.take("dq", *packed_q.shape)
-        torch.baddbmm(tile_dq, d_scores, packed_k, beta=0, alpha=scale, out=tile_dq)
-        tile_dq = tile_dq.view(*groups, *tile_dq.shape[1:])
-        dq[here] = dq[here].add_(tile_dq) if sweep.merges else tile_dq
-        tile_dk = work.take("dk", n, n_keys, packed_k.shape[2])
-        torch.baddbmm(tile_dk, d_scores.transpose(1, 2), packed_q, beta=0, alpha=scale, out=tile_dk)
-        keys.add_grads(where, tile_dk, tile_dv)
+        scores, weights = _scores(work, tile, packed_q, packed_k, scale, groups)
+        scores.sub_(lse.narrow(3, start, rows)).exp2_()
+        # Gradients wait where something else will be, or was: dv, dq and dk in the places of
+        # d_scores, d_out and the weights.
+        d_keys, flat = work.take("d_scores", groups, tile.n_keys, v.shape[-1])
+        torch.bmm(weights.mT, packed_d_out, out=flat)
+        keys.add_grad(1, tile, d_keys)
+        d_scores, d_flat = work.take("d_scores", groups, rows, tile.n_keys)
+        torch.bmm(packed_d_out, packed_v.mT, out=d_flat)
+        d_scores.sub_(delta.narrow(3, start, rows)).mul_(scores)
+        d_queries, flat = work.take("d_out", groups, rows, q.shape[-1])
+        torch.baddbmm(flat, d_flat, packed_k, beta=0, alpha=scale, out=flat)
+        dq_here = dq.narrow(3, start, rows)
+        dq_here.add_(d_queries) if sweep.merges else dq_here.copy_(d_queries)
+        d_keys, flat = work.take("scores", groups, tile.n_keys, q.shape[-1])
+        torch.baddbmm(flat, d_flat.mT, packed_q, beta=0, alpha=scale, out=flat)
+        keys.add_grad(0, tile, d_keys)
     keys.release()
