@@ -305,7 +305,9 @@ def _as_bias(allowed: Tensor) -> tuple[Tensor, bool]:
 # --- In columns: one column for each residue modulo the stride ----------------------------------
 
 
-def _in_columns(part: Strided, done, heads: range, B: int, T: int, D: int, device) -> Iterator[Sweep]:
+def _in_columns(
+    part: Strided, done, heads: range, B: int, T: int, D: int, device
+) -> Iterator[Sweep]:
     """Sweep all residue classes of one strided part, leaving out the pairs that ``done`` allows."""
     rows, longer = divmod(T, part.stride)
     # The first T mod stride columns are one row longer than the others.
