@@ -19,7 +19,8 @@ import yaml
 from provenance import write_result
 
 from sparse_tx.config import RunConfig, preset_text
-from sparse_tx.data import default_cache_dir, prepare_corpus
+from sparse_tx.data import prepare_corpus
+from sparse_tx.folders import default_cache_dir
 from sparse_tx.training import Reporter, Trainer
 
 TRIALS = {

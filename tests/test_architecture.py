@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sparse_tx"
 FLOORS = [
-    {"errors"},
+    {"errors", "folders"},
     {"patterns"},
     {"config", "masks", "data"},
     {"attention"},

@@ -2,31 +2,42 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from sparse_tx.attention import reference, views
+from sparse_tx.attention import cpu, reference, views
 from sparse_tx.errors import UserError, nearest
 from sparse_tx.patterns import Layer, Pattern, parse_pattern
 
 ENGINES: dict[str, Callable[..., Tensor]] = {
     "reference": reference.attend,
     "views": views.attend,
+    "cpu": cpu.attend,
 }
 
 
-def resolve_engine(engine: str = "auto") -> tuple[str, str]:
-    """Choose the engine that runs: its name, and the reason in a few words.
+def resolve_engine(engine: str, device: torch.device) -> tuple[str, str]:
+    """Choose the engine that runs on ``device``: its name, and the reason in a few words.
 
     Raises:
-        UserError: no engine has this name.
+        UserError: no engine has this name, or the named one cannot run there.
     """
     if engine == "auto":
-        return "views", "runs on every device"
+        if device.type != "cpu":
+            return "views", "runs on every device"
+        reason = cpu.why_not()
+        return ("views", reason) if reason else ("cpu", "the native kernel, fastest on a CPU")
     if engine not in ENGINES:
         raise UserError(
             f"unknown attention engine '{engine}': {nearest(engine, ENGINES)}the engines are auto,"
             f" {', '.join(ENGINES)}"
         )
+    if engine == "cpu":
+        if device.type != "cpu":
+            raise UserError(
+                f"the attention engine 'cpu' got tensors on {device}; choose engine='views' there"
+            )
+        cpu.load_kernel()
     return engine, "asked for"
 
 
@@ -47,7 +58,8 @@ def sparse_attention(
         v: values ``(B, H, T, D_v)``.
         pattern: one layer's patterns, as an object or in notation. A summary that is not pinned to
             a sub-block takes the one of each head.
-        engine: ``auto``, ``reference`` (the quadratic oracle) or ``views``.
+        engine: ``auto``, ``reference`` (the quadratic oracle), ``views`` (any device) or ``cpu`` (a
+            native kernel, which needs a C++ compiler at first use).
         scale: factor of the scores; ``1 / sqrt(D)`` when not given.
 
     Returns:
@@ -59,7 +71,7 @@ def sparse_attention(
     """
     _check(q, k, v)
     heads = _layer(pattern).heads(q.shape[1])
-    name, _ = resolve_engine(engine)
+    name, _ = resolve_engine(engine, q.device)
     return ENGINES[name](q, k, v, heads, q.shape[-1] ** -0.5 if scale is None else scale)
 
 

@@ -40,9 +40,10 @@ from sparse_tx.config import (
     preset_names,
     preset_text,
 )
-from sparse_tx.data import Corpus, default_cache_dir, prepare_corpus
+from sparse_tx.data import Corpus, prepare_corpus
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation import Score
+from sparse_tx.folders import default_cache_dir
 from sparse_tx.training import Reporter, Trainer
 
 DESCRIPTION = """Train a model: by default the preset cpu, on the Python sources of this machine,

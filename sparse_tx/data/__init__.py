@@ -1,6 +1,6 @@
 """From bytes to batches: text sources, tokenizers, prepared corpora and resumable loaders."""
 
-from sparse_tx.data.corpus import Corpus, default_cache_dir, prepare_corpus
+from sparse_tx.data.corpus import Corpus, prepare_corpus
 from sparse_tx.data.loader import WindowLoader
 from sparse_tx.data.sources import Source, open_source
 from sparse_tx.data.tokenizers import (
@@ -20,7 +20,6 @@ __all__ = [
     "Source",
     "Tokenizer",
     "WindowLoader",
-    "default_cache_dir",
     "load_tokenizer",
     "open_source",
     "prepare_corpus",

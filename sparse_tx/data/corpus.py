@@ -56,16 +56,6 @@ class Corpus:
     n_bytes: dict[str, int]
 
 
-def default_cache_dir() -> Path:
-    """Where prepared corpora and downloads are kept unless the user says otherwise.
-
-    ``$XDG_CACHE_HOME/sparse_tx``, or ``~/.cache/sparse_tx`` (XDG base directory specification).
-    """
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification has relative paths ignored.
-    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "sparse_tx"
-
-
 def prepare_corpus(
     spec: str,
     *,

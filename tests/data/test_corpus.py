@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from sparse_tx.data import corpus as corpus_module
-from sparse_tx.data.corpus import SPLITS, default_cache_dir, prepare_corpus
+from sparse_tx.data.corpus import SPLITS, prepare_corpus
+from sparse_tx.folders import default_cache_dir
 from sparse_tx.data.tokenizers import train_tokenizer
 from sparse_tx.errors import UserError
 

@@ -1,0 +1,139 @@
+"""The kernel as operators of torch, differentiable and known to ``torch.compile``.
+
+Patterns are handed over in notation, since an operator's arguments are tensors, numbers and text.
+"""
+
+import ctypes
+from functools import cache, lru_cache
+
+import torch
+from torch import Tensor
+
+from sparse_tx.attention.cpu.build import load_kernel
+from sparse_tx.attention.cpu.sweeps import Problem, TensorView, phases
+from sparse_tx.patterns import Pattern, Summary, parse_pattern
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
+    """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
+
+    Differentiable. A query that may read no key at all gets zeros, and gives no gradient. Half
+    precision is computed in float32.
+    """
+    load_kernel()
+    dtype = q.dtype
+    if dtype not in (torch.float32, torch.float64):
+        q, k, v = q.float(), k.float(), v.float()
+    return _attention(q, k, v, _notation(heads), scale)[0].to(dtype)
+
+
+@lru_cache(maxsize=64)
+def _notation(heads: tuple[Pattern, ...]) -> str:
+    return "/".join(map(str, heads))
+
+
+@lru_cache(maxsize=64)
+def _heads(notation: str, H: int) -> tuple[Pattern, ...]:
+    return parse_pattern(notation).layers[0].heads(H)
+
+
+@torch.library.custom_op("sparse_tx::cpu_attention", mutates_args=())
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: str, scale: float) -> tuple[Tensor, Tensor]:
+    """``out (B, H, T, D_v)`` and its log-sum-exp ``(B, H, T)`` in units of log 2."""
+    q, k, v = map(_with_dense_rows, (q, k, v))
+    out = torch.empty_like(v)
+    lse = q.new_empty(q.shape[:3])
+    tensors = {"q": q, "k": k, "v": v, "out": out}
+    _run("forward", tensors, lse, heads, scale)
+    return out, lse
+
+
+@_attention.register_fake
+def _(q, k, v, heads, scale):
+    return torch.empty_like(v), q.new_empty(q.shape[:3])
+
+
+@torch.library.custom_op("sparse_tx::cpu_attention_backward", mutates_args=())
+def _attention_backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    heads: str,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
+    d_out, q, k, v = map(_with_dense_rows, (d_out, q, k, v))
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    tensors = {"q": q, "k": k, "v": v, "out": out, "d_out": d_out, "dq": dq, "dk": dk, "dv": dv}
+    _run("backward", tensors, lse, heads, scale)
+    return dq, dk, dv
+
+
+@_attention_backward.register_fake
+def _(d_out, q, k, v, out, lse, heads, scale):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    q, k, v, ctx.heads, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, d_out, _):
+    q, k, v, out, lse = ctx.saved_tensors
+    return *_attention_backward(d_out, q, k, v, out, lse, ctx.heads, ctx.scale), None, None
+
+
+_attention.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+def _with_dense_rows(x: Tensor) -> Tensor:
+    """The tensor itself if its last dimension is contiguous and no memory is shared, or a copy."""
+    shared = any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True))
+    return x.contiguous() if shared or x.stride(-1) != 1 else x
+
+
+def _run(name: str, tensors: dict[str, Tensor], lse: Tensor, notation: str, scale: float) -> None:
+    q, v = tensors["q"], tensors["v"]
+    B, H, T, D = q.shape
+    heads = _heads(notation, H)
+    problem = Problem(B=B, H=H, T=T, D=D, D_v=v.shape[-1], scale=scale, lse=lse.data_ptr())
+    problem.n_threads = torch.get_num_threads()
+    problem.parallel = _thread_pool()
+    for key, x in tensors.items():
+        setattr(problem, key, TensorView(x.data_ptr(), *x.stride()[:3]))
+    # Where every query reads its own position, every gradient is written before it is added to.
+    problem.grads_are_zero = not all(map(_reads_itself, heads))
+    if name == "backward" and problem.grads_are_zero:
+        tensors["dk"].zero_(), tensors["dv"].zero_()
+    suffix = "double" if q.dtype == torch.float64 else "float"
+    function = getattr(load_kernel(), f"sparse_{name}_{suffix}")
+    for phase in phases(heads, B, T):
+        problem.sweeps = ctypes.addressof(phase.sweeps)
+        problem.n_sweeps = len(phase.sweeps)
+        if name == "backward":
+            spill = q.new_zeros(B, phase.n_spill_rows, D + v.shape[-1])
+            problem.spill, problem.n_spill_rows = spill.data_ptr(), phase.n_spill_rows
+        if function(ctypes.byref(problem)):  # runs without the GIL
+            raise MemoryError("the native kernel could not allocate its threads' working memory")
+
+
+def _reads_itself(pattern: Pattern) -> bool:
+    return not all(isinstance(part, Summary) for part in pattern.parts)
+
+
+@cache
+def _thread_pool() -> int | None:
+    """The address of GOMP_parallel, which runs torch's own operators on Linux.
+
+    Two pools would spin against one another for the same cores.
+    """
+    try:
+        function = ctypes.CDLL(None).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    return ctypes.cast(function, ctypes.c_void_p).value
