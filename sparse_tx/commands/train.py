@@ -327,10 +327,11 @@ class _Display(Reporter):
         limits = [f"{recipe.max_steps:,} steps"] if recipe.max_steps else []
         limits += [f"{recipe.max_minutes:g} minutes"] if recipe.max_minutes else []
         per_step = recipe.batch_size * recipe.accumulation * config.seq_len
+        engine, reason = model.engine()
         self.say(
             f"model   {model.n_parameters():,} parameters, {config.n_layer} layers, width"
             f" {config.n_embd}, {config.n_head} heads, context {config.seq_len:,}\n"
-            f"pattern {config.pattern} by engine {model.engine} ({model.engine_reason})\n"
+            f"pattern {config.pattern} by engine {engine} ({reason})\n"
             f"data    {corpus.spec}: {corpus.n_bytes['train']:,} bytes to train on,"
             f" {corpus.n_bytes['valid']:,} to validate, as {corpus.tokenizer.kind} tokens\n"
             f"run     {' or '.join(limits)}, {per_step:,} tokens a step, on {trainer.device},"

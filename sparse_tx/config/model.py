@@ -59,7 +59,7 @@ class ModelConfig:
     chunk: int = 16_384
     """Tokens of the batch that feed-forward, head and loss take at a time."""
     engine: str = "auto"
-    """Attention engine: auto, reference or views."""
+    """Attention engine: auto, reference, views or cpu."""
 
     def __post_init__(self):
         for name in (

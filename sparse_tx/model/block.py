@@ -42,9 +42,9 @@ class _SquaredReLU(torch.autograd.Function):
 class Attention(nn.Module):
     """Multi-head attention along one layer's patterns; memory is laid out ``(B, T, H, D)``."""
 
-    def __init__(self, config: ModelConfig, layer: Layer, engine: str):
+    def __init__(self, config: ModelConfig, layer: Layer):
         super().__init__()
-        self.config, self.layer, self.engine = config, layer, engine
+        self.config, self.layer = config, layer
         self.to_qkv = nn.Linear(
             config.n_embd, 2 * config.qk_width + config.n_embd, bias=config.bias
         )
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         out = sparse_attention(
             *(part.transpose(1, 2) for part in (q, k, v)),  # views, (B, H, T, D)
             self.layer,
-            engine=self.engine,
+            engine=self.config.engine,
         )
         return self.to_out(out.transpose(1, 2).reshape(B, T, C))
 
@@ -105,9 +105,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """x + a + b, with a = dropout(attention(norm(x))), b = dropout(feed_forward(norm(x + a)))."""
 
-    def __init__(self, config: ModelConfig, layer: Layer, engine: str):
+    def __init__(self, config: ModelConfig, layer: Layer):
         super().__init__()
-        self.attention_norm, self.attention = make_norm(config), Attention(config, layer, engine)
+        self.attention_norm, self.attention = make_norm(config), Attention(config, layer)
         self.feed_forward_norm, self.feed_forward = make_norm(config), FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 

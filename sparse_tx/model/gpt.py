@@ -23,7 +23,6 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.engine, self.engine_reason = resolve_engine(config.engine)
         self.token_embedding = nn.Embedding(config.vocab_size + 1, config.n_embd)
         self.earlier_embeddings = nn.ModuleList(
             nn.Embedding(config.vocab_size + 1, config.n_embd)
@@ -34,13 +33,16 @@ class GPT(nn.Module):
             "table": lambda: PositionTables((config.seq_len,), config.n_embd),
         }.get(config.position, lambda: None)()
         stack = config.stack
-        self.blocks = nn.ModuleList(
-            Block(config, stack.layer(n), self.engine) for n in range(config.n_layer)
-        )
+        self.blocks = nn.ModuleList(Block(config, stack.layer(n)) for n in range(config.n_layer))
         self.final_norm = make_norm(config)
         if not config.tie_embeddings:
             self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.initialise()
+        self.engine()  # one that is not there is an error here, not in the first step
+
+    def engine(self) -> tuple[str, str]:
+        """The attention engine that runs where the model is now, and why it was chosen."""
+        return resolve_engine(self.config.engine, self.token_embedding.weight.device)
 
     @property
     def start_token(self) -> int:

@@ -328,7 +328,7 @@ class Trainer:
             "corpus": self.corpus.fingerprint,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            "engine": [self.model.engine, self.model.engine_reason],
+            "engine": list(self.model.engine()),
             "step": self.step,
             "tokens": self.tokens,
             "nats": self._nats,

@@ -42,7 +42,7 @@ def losses(out="out"):
 def test_a_run_from_nothing_to_a_model(capsys):
     assert main(flags()) == 0
     said = capsys.readouterr().out
-    assert "pattern local:8,strided:8 by engine views" in said
+    assert "pattern local:8,strided:8 by engine cpu" in said
     assert "bits per byte on validation" in said
     assert [step for step, _ in losses()] == [1, 2, 3, 4, 5, 6]
     assert yaml.safe_load(Path("out/config.yaml").read_text())["max_steps"] == 6

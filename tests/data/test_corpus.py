@@ -12,9 +12,9 @@ import pytest
 
 from sparse_tx.data import corpus as corpus_module
 from sparse_tx.data.corpus import SPLITS, prepare_corpus
-from sparse_tx.folders import default_cache_dir
 from sparse_tx.data.tokenizers import train_tokenizer
 from sparse_tx.errors import UserError
+from sparse_tx.folders import default_cache_dir
 
 BYTES = hashlib.shake_256(b"corpus").digest(2003)
 TEXT = "Übung 漢字 😀 wörds in a row\n" * 211

@@ -1,0 +1,179 @@
+"""What the native kernel promises beyond the chain of oracles in test_engines."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparse_tx import sparse_attention
+from sparse_tx.attention.cpu import build, operator
+from sparse_tx.errors import UserError
+from tests.attention.test_engines import largest_error, make_inputs, run
+from tests.helpers import HEADS, paper_mask
+
+UNIONS = ("local:100/strided:16", "fixed:64:8", "local:64+strided:8", "summary:50:3/dense")
+
+
+@pytest.mark.parametrize("D", [1, 7, 16, 31, 32, 64, 96, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_width(D, dtype):
+    tolerance = {torch.float32: 2e-5, torch.float64: 1e-12}[dtype]
+    for pattern in ("local:40+strided:9", "fixed:32:4"):
+        inputs = make_inputs(B=1, H=2, T=210, D=D, D_v=max(1, D - 3), dtype=dtype)
+        expected = run("reference", pattern, *(x.double() for x in inputs))
+        assert largest_error(run("cpu", pattern, *inputs), expected) < tolerance
+
+
+@pytest.mark.parametrize("pattern", UNIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_number_of_threads_changes_no_bit(pattern, dtype):
+    inputs = make_inputs(B=2, H=2, T=977, D=16, D_v=16, dtype=dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            results.append(run("cpu", pattern, *inputs))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_without_the_process_pool_threads_are_our_own(monkeypatch):
+    inputs = make_inputs(B=1, H=2, T=500, D=8, D_v=8)
+    expected = run("cpu", "fixed:64:8", *inputs)
+    monkeypatch.setattr(operator, "_thread_pool", lambda: None)
+    found = run("cpu", "fixed:64:8", *inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("pattern", HEADS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_with_those_who_may_see_it(pattern, value):
+    T, bad = 230, 101
+    allowed = torch.from_numpy(paper_mask(pattern, T))
+    inputs = make_inputs(B=1, H=1, T=T, D=5, D_v=5)
+    expected = run("cpu", pattern, *inputs)
+    for n in range(4):
+        broken = [x.clone() for x in inputs]
+        broken[n][0, 0, bad] = value
+        out, dq, dk, dv = (x[0, 0] for x in run("cpu", pattern, *broken))
+        # Queries that read the bad key, or are themselves bad; and the keys that those read.
+        sees = allowed[:, bad] if n in (1, 2) else torch.arange(T) == bad
+        reached = allowed[sees].any(0)
+        for found, clean, rows in (
+            (out, expected[0], sees),
+            (dq, expected[1], sees),
+            (dk, expected[2], reached),
+            (dv, expected[3], reached),
+        ):
+            assert ((found[~rows] - clean[0, 0][~rows]).abs() < 1e-12).all()
+        if sees.any() and n != 3 and not (n < 2 and abs(value) == float("inf")):
+            assert not out[sees].isfinite().all()
+
+
+def test_errors_in_float32_are_no_larger_than_torch_s_own():
+    inputs = make_inputs(B=1, H=4, T=800, D=64, D_v=64, dtype=torch.float32)
+    expected = run("reference", "dense", *(x.double() for x in inputs))
+    q, k, v = (x.clone().requires_grad_() for x in inputs[:3])
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    out.backward(inputs[3])
+    of_torch = [out.detach(), q.grad, k.grad, v.grad]
+    found = run("cpu", "dense", *inputs)
+    for mine, other, exact in zip(found, of_torch, expected, strict=True):
+        assert largest_error([mine], [exact]) <= 2 * largest_error([other], [exact])
+
+
+@pytest.mark.parametrize("pattern", ["local:9", "strided:4+local:3", "fixed:8:2"])
+def test_opcheck(pattern):
+    q, k, v, _ = make_inputs(B=1, H=2, T=33, D=4, D_v=4)
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    torch.library.opcheck(operator._attention, (q, k, v, f"{pattern}/{pattern}", 0.5))
+
+
+def test_gradients_by_finite_differences():
+    for pattern in ("local:3+strided:4", "fixed:4:1", "summary:5:2"):
+        q, k, v, _ = make_inputs(B=1, H=2, T=11, D=2, D_v=3)
+        inputs = tuple(x.requires_grad_() for x in (q, k, v))
+        assert torch.autograd.gradcheck(
+            lambda q, k, v, pattern=pattern: sparse_attention(q, k, v, pattern, engine="cpu"),
+            inputs,
+        )
+
+
+def test_a_kernel_that_does_not_compile(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXXFLAGS", "-DT=")
+    with pytest.raises(build.KernelError, match=r"could not compile.*\.log.*error"):
+        build.compile_kernel(tmp_path)
+    (log,) = tmp_path.iterdir()
+    assert "-DT=" in log.read_text()
+
+
+def test_a_machine_without_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match="needs a C"):
+        build.compile_kernel(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setenv("CXX", "/nowhere/g++ -pipe")
+    with pytest.raises(UserError, match="CXX is '/nowhere/g"):
+        build.compile_kernel(tmp_path / "cache")
+
+
+def test_auto_without_the_kernel_says_why(monkeypatch):
+    from sparse_tx.attention import cpu, resolve_engine
+
+    monkeypatch.setattr(cpu, "why_not", lambda: "no compiler")
+    assert resolve_engine("auto", torch.device("cpu")) == ("views", "no compiler")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+        build.compile_kernel(tmp_path / "file" / "kernels")
+
+
+SANITIZED = """
+import torch
+from sparse_tx import sparse_attention
+for T in (1, 5, 95, 96, 97, 230):
+    for D, D_v in ((3, 5), (16, 16)):
+        for dtype in (torch.float32, torch.float64):
+            for pattern in ("dense", "local:7", "strided:7", "fixed:12:3/summary:9:2",
+                            "block:30+strided:4+summary:30:2+local:3", "strided:4+strided:6"):
+                x = [torch.randn(2, 2, T, d, dtype=dtype, requires_grad=True) for d in (D, D, D_v)]
+                sparse_attention(*x, pattern, engine="cpu").sum().backward()
+                x[1].data[0, 0, T // 2] = float("nan")
+                sparse_attention(*x, pattern, engine="cpu").sum().backward()
+print("clean")
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ and its sanitizers")
+def test_sanitizers_find_nothing(tmp_path):
+    libraries = [
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(Path(library).is_absolute() for library in libraries):
+        pytest.skip("g++ has no sanitizers")
+    environment = os.environ | {
+        "CXX": "g++",
+        "CXXFLAGS": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined",
+        "LD_PRELOAD": " ".join(libraries),
+        # Python and torch keep what they allocate until the end.
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == "clean\n", done.stderr[-3000:]
