@@ -26,14 +26,15 @@ from rich.table import Table
 from sparse_tx import parse_pattern, sparse_attention
 
 GATE_LENGTH = 700
-SDPA = "sdpa dense"
+SDPA = "dense by sdpa"
 
 
 def attend(name: str, q, k, v):
-    """Run a contender: torch's dense attention, or a pattern by the engine ``views``."""
+    """Run a contender: torch's dense attention, or PATTERN by ENGINE."""
     if name == SDPA:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return sparse_attention(q, k, v, name, engine="views")
+    pattern, engine = name.split(" by ")
+    return sparse_attention(q, k, v, pattern, engine=engine)
 
 
 def make_inputs(H: int, T: int, D: int, dtype=torch.float32):
@@ -56,7 +57,7 @@ def forward_backward(name: str, q, k, v, d_out) -> tuple[float, float]:
 
 def largest_error(name: str, H: int, D: int) -> float:
     """The largest deviation, outputs and gradients, from the reference in float64."""
-    pattern = "dense" if name == SDPA else name
+    pattern = name.split(" by ")[0]
     found, expected = [], []
     for results, dtype in ((found, torch.float32), (expected, torch.float64)):
         q, k, v, d_out = make_inputs(H, GATE_LENGTH, D)
@@ -109,7 +110,7 @@ def gemm_gflops() -> float:
 
 
 def pairs_per_head(name: str, H: int, T: int) -> float:
-    stack = parse_pattern("dense" if name == SDPA else name)
+    stack = parse_pattern(name.split(" by ")[0])
     return sum(pattern.count_pairs(T) for pattern in stack.layer(0).heads(H)) / H
 
 
@@ -124,11 +125,16 @@ def main() -> None:
     parser.add_argument("--head_dim", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--patterns", default="local:128;strided:128;fixed:128:32")
+    parser.add_argument("--engines", default="cpu,views")
     parser.add_argument("--growth", default="8192,16384,32768,65536,131072")
     parser.add_argument("--out")
     args = parser.parse_args()
     H, T, D = args.n_head, args.seq_len, args.head_dim
-    names = [SDPA, *args.patterns.split(";")]
+    engines = args.engines.split(",")
+    names = [SDPA]
+    names += [
+        f"{pattern} by {engine}" for pattern in args.patterns.split(";") for engine in engines
+    ]
 
     errors = {name: largest_error(name, H, D) for name in names}
     assert max(errors.values()) < 1e-4, f"wrong before it is fast: {errors}"
@@ -177,18 +183,19 @@ def main() -> None:
         )
     Console().print(table)
     alternating = {}
-    if {"local:128", "strided:128"} <= set(names):
-        by_round = [
-            2 * sum(d) / (sum(a) + sum(b))
-            for d, a, b in zip(
-                seconds[SDPA], seconds["local:128"], seconds["strided:128"], strict=True
+    for engine in engines:
+        pair = [f"local:128 by {engine}", f"strided:128 by {engine}"]
+        if set(pair) <= set(names):
+            by_round = [
+                2 * sum(d) / (sum(a) + sum(b))
+                for d, a, b in zip(seconds[SDPA], *(seconds[name] for name in pair), strict=True)
+            ]
+            alternating[engine] = {"speedups_by_round": by_round, "median": median(by_round)}
+            print(
+                f"local:128,strided:128 by {engine} against dense, two layers each:"
+                f" {median(by_round):.1f} times ({min(by_round):.1f} to {max(by_round):.1f} in"
+                f" {args.rounds} rounds)"
             )
-        ]
-        alternating = {"speedups_by_round": by_round, "median": median(by_round)}
-        print(
-            f"local:128,strided:128 against dense, two layers each: {median(by_round):.1f} times"
-            f" ({min(by_round):.1f} to {max(by_round):.1f} in {args.rounds} rounds)"
-        )
     growth = {}
     for name in names[1:]:
         growth[name] = {n: measure_peak_apart(name, 1, int(n), D) for n in args.growth.split(",")}

@@ -32,6 +32,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 extern "C" {
 
 // A (B, H, T, D) tensor whose last dimension is contiguous; strides in elements.
@@ -84,6 +88,7 @@ constexpr int kBytes = 16, kRows = 6;
 
 // Queries of a tile and keys of a block: multiples of kRows and of every kWidth.
 constexpr int kTile = 96;
+constexpr int kAhead = 8;  // rows that are fetched before they are copied
 constexpr double kLog2E = 1.4426950408889634;
 
 template <class T> struct Integer;
@@ -346,6 +351,9 @@ public:
         T zero = 0;
         for (int r = 0; r < n; ++r, to += width) {
             const T* row = base + position(r) * x.position;
+            // Rows lie far apart, where the processor does not look ahead by itself.
+            const T* later = base + position(std::min(r + kAhead, n - 1)) * x.position;
+            for (int64_t d = 0; d < D; d += 64 / sizeof(T)) __builtin_prefetch(later + d);
             for (int64_t d = 0; d < whole; d += S::kLanes) {
                 const auto numbers = S::load(row + d);
                 S::store(to + d, numbers * factor);
@@ -893,6 +901,18 @@ int64_t sparse_spill_rows(const Sweep* sweep, int64_t T, int64_t chunk) {
     if (first >= T) return 0;
     const int64_t low = std::min(first, Task<float>::interval_low(*sweep, first));
     return columns_before(*sweep, first) + first - low;
+}
+
+// Ask for fresh memory in pages of 2 MiB: the faults on small ones cost as much as a short sweep,
+// and columns touch a small page per row.
+void sparse_prefer_huge_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t page = 1 << 21;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(data), end = begin + bytes;
+    const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+    (void)data, (void)bytes;
 }
 
 int sparse_forward_float(const Problem* p) { return run_in_parallel(*p, run_forward<float>); }

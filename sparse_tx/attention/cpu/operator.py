@@ -41,7 +41,7 @@ def _heads(notation: str, H: int) -> tuple[Pattern, ...]:
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: str, scale: float) -> tuple[Tensor, Tensor]:
     """``out (B, H, T, D_v)`` and its log-sum-exp ``(B, H, T)`` in units of log 2."""
     q, k, v = map(_with_dense_rows, (q, k, v))
-    out = torch.empty_like(v)
+    out = _fresh_like(v)
     lse = q.new_empty(q.shape[:3])
     tensors = {"q": q, "k": k, "v": v, "out": out}
     _run("forward", tensors, lse, heads, scale)
@@ -66,7 +66,7 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     d_out, q, k, v = map(_with_dense_rows, (d_out, q, k, v))
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    dq, dk, dv = _fresh_like(q), _fresh_like(k), _fresh_like(v)
     tensors = {"q": q, "k": k, "v": v, "out": out, "d_out": d_out, "dq": dq, "dk": dk, "dv": dv}
     _run("backward", tensors, lse, heads, scale)
     return dq, dk, dv
@@ -95,6 +95,15 @@ def _with_dense_rows(x: Tensor) -> Tensor:
     """The tensor itself if its last dimension is contiguous and no memory is shared, or a copy."""
     shared = any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True))
     return x.contiguous() if shared or x.stride(-1) != 1 else x
+
+
+def _fresh_like(x: Tensor) -> Tensor:
+    fresh = torch.empty_like(x)
+    storage = fresh.untyped_storage()
+    load_kernel().sparse_prefer_huge_pages(
+        ctypes.c_void_p(storage.data_ptr()), ctypes.c_int64(storage.nbytes())
+    )
+    return fresh
 
 
 def _run(name: str, tensors: dict[str, Tensor], lse: Tensor, notation: str, scale: float) -> None:
