@@ -28,6 +28,8 @@ KINDS = {
 ATTENTION = (
     "_SparseAttention",
     "_SparseAttentionBackward",
+    "sparse_tx::cpu_attention",
+    "sparse_tx::cpu_attention_backward",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
 )
@@ -77,35 +79,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--patterns", default="dense", help="further patterns, separated by ;")
+    parser.add_argument("--engines", default="auto", help="attention engines, separated by ,")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out")
     args = parser.parse_args()
     config = RunConfig.from_flat(yaml.safe_load(preset_text(args.preset)))
-    patterns = [config.model.pattern, *args.patterns.split(";")]
-    steps = {p: Step(replace(config, model=replace(config.model, pattern=p))) for p in patterns}
-    seconds = {pattern: [] for pattern in patterns}
+    steps = {}
+    for engine in args.engines.split(","):
+        for pattern in filter(None, [config.model.pattern, *args.patterns.split(";")]):
+            model = replace(config.model, pattern=pattern, engine=engine)
+            steps[f"{pattern} by {engine}"] = Step(replace(config, model=model))
+    seconds = {name: [] for name in steps}
     for step in steps.values():
         step.take()
     for _ in range(args.rounds):
-        for pattern, step in steps.items():
-            seconds[pattern].append(step.take())
+        for name, step in steps.items():
+            seconds[name].append(step.take())
     results = {}
-    for pattern, step in steps.items():
-        middle = median(seconds[pattern])
-        n_parameters = step.model.n_parameters()
-        results[pattern] = {
-            "seconds": seconds[pattern],
+    for name, step in steps.items():
+        middle = median(seconds[name])
+        results[name] = {
+            "engine": step.model.engine(),
+            "seconds": seconds[name],
             "tokens_per_s": step.tokens.numel() / middle,
-            "n_parameters": n_parameters,
+            "n_parameters": step.model.n_parameters(),
             "shares": shares(step),
         }
         print(
-            f"{pattern}: {middle:.3f} s a step ({min(seconds[pattern]):.3f} to"
-            f" {max(seconds[pattern]):.3f}), {step.tokens.numel() / middle:,.0f} tokens/s"
+            f"{name}: {middle:.3f} s a step ({min(seconds[name]):.3f} to"
+            f" {max(seconds[name]):.3f}), {step.tokens.numel() / middle:,.0f} tokens/s"
         )
-        for kind, share in sorted(results[pattern]["shares"].items(), key=lambda x: -x[1]):
+        for kind, share in sorted(results[name]["shares"].items(), key=lambda x: -x[1]):
             print(f"  {share:6.1%}  {kind}")
-    write_result(args.out, {"preset": args.preset, "patterns": results})
+    write_result(args.out, {"preset": args.preset, "contenders": results})
 
 
 if __name__ == "__main__":
