@@ -13,7 +13,7 @@ from sparse_tx.patterns import BlockLocal, Dense, Local, Pattern, Strided, Summa
 # Tasks of a backward pass in rows, over all heads and batch entries: enough for many cores, while
 # each chunk of queries adds as many rows to the spill as its first query reads.
 _TASKS = 32
-_LARGEST_SPILL = 1 / 8  # of the length
+_LARGEST_SPILL = 1 / 32  # of the length
 
 
 class TensorView(ctypes.Structure):
