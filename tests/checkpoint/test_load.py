@@ -86,7 +86,7 @@ def test_an_altered_byte_is_found(save, name):
     first = "remove the damaged folder '{}', and --resume goes on from step 1"
     assert first.format(path) in str(error.value)
     if name != "training_state.pt":
-        with pytest.raises(UserError, match="use '.*step-00000001' of the same run"):
+        with pytest.raises(UserError, match=r"use '.*step-00000001' of the same run"):
             read_checkpoint(path)
 
 
@@ -96,7 +96,7 @@ def test_the_way_out_names_no_other_damaged_checkpoint(run, save):
     paths = [run / "checkpoints" / f"step-0000000{step}" for step in (3, 2, 1)]
     for path in paths[:2]:
         (path / "config.yaml").unlink()
-    with pytest.raises(UserError, match="use '.*step-00000001' of the same run"):
+    with pytest.raises(UserError, match=r"use '.*step-00000001' of the same run"):
         read_checkpoint(run)
     folders = " and ".join(f"'{path}'" for path in paths[:2])
     with pytest.raises(UserError) as error:
