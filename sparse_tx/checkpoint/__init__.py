@@ -1,7 +1,12 @@
 """Atomic save and load of a run: what is on disk under a checkpoint's name is always whole."""
 
 from sparse_tx.checkpoint.files import write_atomically
-from sparse_tx.checkpoint.layout import Which, find_checkpoint, list_checkpoints
+from sparse_tx.checkpoint.layout import (
+    Which,
+    find_checkpoint,
+    is_checkpoint,
+    list_checkpoints,
+)
 from sparse_tx.checkpoint.load import Checkpoint, load_checkpoint, read_checkpoint
 from sparse_tx.checkpoint.save import save_checkpoint
 
@@ -9,6 +14,7 @@ __all__ = [
     "Checkpoint",
     "Which",
     "find_checkpoint",
+    "is_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
     "read_checkpoint",

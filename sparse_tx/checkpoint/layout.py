@@ -53,6 +53,11 @@ def steps_in(folder: Path) -> dict[int, Path]:
     return found
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint, by its name or its manifest, and so no run directory."""
+    return bool(_STEP_FOLDER.fullmatch(path.resolve().name)) or (path / MANIFEST).exists()
+
+
 def best_in(folder: Path) -> tuple[int, float] | None:
     """Step and validation bits per byte of the best checkpoint in a ``checkpoints`` folder.
 
@@ -87,7 +92,7 @@ def find_checkpoint(path: str | Path, which: Which = "latest") -> Path:
         raise UserError(
             f"the folder '{path}' {what}; give a run directory or one of its checkpoints"
         )
-    if _STEP_FOLDER.fullmatch(path.name) or (path / MANIFEST).exists():
+    if is_checkpoint(path):
         return path
     folder = checkpoints_folder(path)
     found = steps_in(folder)

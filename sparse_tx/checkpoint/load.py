@@ -106,23 +106,43 @@ def load_checkpoint(
 
 
 def _verify(path: Path, with_training_state: bool) -> Manifest:
-    problem = None
+    manifest, problem = _examine(path, with_training_state)
+    if problem is None:
+        return manifest
+    way_out = _way_out(path, with_training_state)
+    raise UserError(f"the checkpoint '{path}' cannot be used: {problem}; {way_out}")
+
+
+def _examine(path: Path, with_training_state: bool) -> tuple[Manifest | None, str | None]:
+    """The manifest of a checkpoint, and what is wrong with the checkpoint or None."""
     try:
         manifest = read_manifest(path)
     except UserError as error:
-        problem = str(error)
-    else:
-        names = [MODEL, CONFIG, TOKENIZER]
-        names += [EMA] if EMA in manifest.files else []
-        names += [TRAINING_STATE] if with_training_state else []
-        problem = manifest.problem(path, names)
-    if problem is None:
-        return manifest
-    others = [other for other in steps_in(path.parent).values() if other != path]
-    way_out = (
-        f"use '{max(others)}' of the same run" if others else "the run has no other checkpoint"
-    )
-    raise UserError(f"the checkpoint '{path}' cannot be used: {problem}; {way_out}")
+        return None, str(error)
+    names = [MODEL, CONFIG, TOKENIZER]
+    names += [EMA] if EMA in manifest.files else []
+    names += [TRAINING_STATE] if with_training_state else []
+    return manifest, manifest.problem(path, names)
+
+
+def _way_out(path: Path, with_training_state: bool) -> str:
+    """What to do about a damaged checkpoint; its training state is needed only to resume."""
+    damaged = [path]
+    for step, other in sorted(steps_in(path.parent).items(), reverse=True):
+        if other.resolve() == path.resolve():
+            continue
+        if _examine(other, with_training_state)[1] is not None:
+            damaged.append(other)
+        elif with_training_state:
+            # The latest is what --resume takes, so that everything later has to go.
+            folders = " and ".join(f"'{folder}'" for folder in damaged)
+            what = "the damaged folder" if len(damaged) == 1 else "the damaged folders"
+            return f"remove {what} {folders}, and --resume goes on from step {step}"
+        else:
+            return f"use '{other}' of the same run"
+    whole = "whole " if len(damaged) > 1 else ""
+    anew = "; begin anew with --overwrite" if with_training_state else ""
+    return f"the run has no other {whole}checkpoint{anew}"
 
 
 def _mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:

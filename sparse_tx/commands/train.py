@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from sparse_tx.checkpoint import (
     Checkpoint,
     find_checkpoint,
+    is_checkpoint,
     list_checkpoints,
     read_checkpoint,
     write_atomically,
@@ -104,6 +105,7 @@ def _parse(argv: list[str]) -> tuple[RunConfig, Any, Checkpoint | None]:
     if resumes:
         if preset is not None:
             raise UserError("--resume goes on with the run's own settings; leave --preset out")
+        _check_is_no_checkpoint(Path(_OUT if out is None else out))
         path = find_checkpoint(_OUT if out is None else out)
         checkpoint = read_checkpoint(path, with_training_state=True)
         base = yaml.safe_dump(checkpoint.config.to_flat(), sort_keys=False)
@@ -196,7 +198,16 @@ def _train(argv: list[str]) -> int:
 # --- What is checked before anything is written -------------------------------------------------
 
 
+def _check_is_no_checkpoint(run_dir: Path) -> None:
+    """Writing a run into a checkpoint would destroy it."""
+    if is_checkpoint(run_dir):
+        path = run_dir if run_dir.name else run_dir.resolve()
+        where = f", '{path.parent.parent}'" if path.parent.name == "checkpoints" else ""
+        raise UserError(f"--out {run_dir} is a checkpoint of a run; give the run's folder{where}")
+
+
 def _check_folder(run_dir: Path, own: dict[str, Any]) -> None:
+    _check_is_no_checkpoint(run_dir)
     if own["resume"] and own["overwrite"]:
         raise UserError("--resume and --overwrite exclude each other: go on, or begin anew?")
     if run_dir.exists() and not run_dir.is_dir():

@@ -225,18 +225,23 @@ def _move_into_place(unfinished: Path, folder: Path) -> None:
 
 def _open_prepared(folder: Path, spec: str) -> Corpus | None:
     """Open what was prepared in ``folder``; None if nothing was, or if it is no longer whole."""
+    if not folder.exists():
+        return None
     try:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        tokenizer = load_tokenizer(folder)
+        n_bytes = {name: int(meta["n_bytes"][name]) for name in SPLITS}
+        splits = {}
+        for name in SPLITS:
+            file, offset, count = meta["arrays"][name]
+            if (folder / file).stat().st_size < offset + count * tokenizer.dtype.itemsize:
+                raise ValueError(f"{file} is truncated")
+            splits[name] = _map(folder / file, tokenizer.dtype, offset, count)
+        return Corpus(spec, str(meta["fingerprint"]), tokenizer, n_bytes=n_bytes, **splits)
+    # Whatever is damaged, a UserError of the tokenizer included, is a ValueError.
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        shutil.rmtree(folder)
         return None
-    tokenizer = load_tokenizer(folder)
-    splits = {}
-    for name, (file, offset, count) in meta["arrays"].items():
-        if (folder / file).stat().st_size < offset + count * tokenizer.dtype.itemsize:
-            shutil.rmtree(folder)
-            return None
-        splits[name] = _map(folder / file, tokenizer.dtype, offset, count)
-    return Corpus(spec, meta["fingerprint"], tokenizer, n_bytes=meta["n_bytes"], **splits)
 
 
 def _map(path: Path, dtype: np.dtype, offset: int, count: int) -> np.memmap:

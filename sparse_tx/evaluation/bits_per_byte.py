@@ -12,17 +12,25 @@ from sparse_tx.errors import UserError
 from sparse_tx.model import GPT
 
 
+class NotFinite(UserError):
+    """A loss is infinite or no number: the weights are broken."""
+
+
 @dataclass(frozen=True)
 class Score:
     """The total loss of a text, and how it was taken.
 
-    ``nats`` is summed over ``tokens`` tokens, which stand for ``bytes`` bytes of text.
+    ``nats`` is summed over ``tokens`` tokens, which stand for ``bytes`` bytes of text. ``complete``
+    is whether all that was asked for is scored. ``whole_batches`` are the tokens and nats of the
+    full batches at the beginning, from which a scoring of more of the text goes on.
     """
 
     nats: float
     tokens: int
     bytes: int
     seq_len: int
+    complete: bool = True
+    whole_batches: tuple[int, float] = (0, 0.0)
 
     @property
     def bpb(self) -> float:
@@ -46,6 +54,8 @@ def score(
     *,
     max_bytes: int | None = None,
     tokens_at_once: int = 16_384,
+    begun: Score | None = None,
+    is_time_up: Callable[[], bool] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Score a text from its beginning, in order; deterministic, and no token is left out.
@@ -59,10 +69,15 @@ def score(
         token_bytes: how many bytes of text each id stands for, ``(V,)``.
         max_bytes: score only tokens that lie wholly within so many bytes; all if not given.
         tokens_at_once: tokens per forward pass, at least one window.
+        begun: the score of a beginning of the same text by the same weights, model and
+            ``tokens_at_once``, whose batches are not computed again; the result is the same to the
+            bit.
+        is_time_up: asked after each batch; once it is true, scoring ends there.
         on_progress: called with the tokens done and in all.
 
     Raises:
-        UserError: there is nothing to score, or a loss is not finite.
+        UserError: there is nothing to score.
+        NotFinite: a loss is not finite.
     """
     if max_bytes is not None:
         # No token stands for less than a byte, so that only max_bytes of them need be looked at.
@@ -73,26 +88,39 @@ def score(
     seq_len, device = model.config.seq_len, model.head_weight.device
     was_training = model.training
     model.eval()
-    nats = 0.0
+    batch_size = max(1, tokens_at_once // seq_len)
+    whole_batches = (0, 0.0)
+    if begun is not None and begun.whole_batches[0] <= len(tokens):
+        whole_batches = begun.whole_batches
+    done, nats = whole_batches
     try:
-        batch_size = max(1, tokens_at_once // seq_len)
-        for done, inputs, targets in _windows(tokens, seq_len, batch_size, model.start_token):
+        for done, inputs, targets in _windows(tokens, seq_len, batch_size, model.start_token, done):
             nats += model.loss(inputs.to(device), targets.to(device)).item()
+            if done % (batch_size * seq_len) == 0:
+                whole_batches = (done, nats)
             if on_progress:
                 on_progress(done, len(tokens))
+            if is_time_up and is_time_up():
+                break
     finally:
         model.train(was_training)
     if not np.isfinite(nats):
-        raise UserError("the loss of this text is not finite; the weights of this model are broken")
-    n_bytes = int(token_bytes[tokens].sum())
-    return Score(nats=nats, tokens=len(tokens), bytes=n_bytes, seq_len=seq_len)
+        raise NotFinite("the loss of this text is not finite; the weights of this model are broken")
+    return Score(
+        nats=nats,
+        tokens=done,
+        bytes=int(token_bytes[tokens[:done]].sum()),
+        seq_len=seq_len,
+        complete=done == len(tokens),
+        whole_batches=whole_batches,
+    )
 
 
 def _windows(
-    tokens: np.ndarray, seq_len: int, batch_size: int, start_token: int
+    tokens: np.ndarray, seq_len: int, batch_size: int, start_token: int, at: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield the tokens done after a batch, and its inputs and targets ``(B, T)``."""
-    step, at = batch_size * seq_len, 0
+    """Yield the tokens done after a batch, from ``at`` on, and its inputs and targets ``(B, T)``."""
+    step = batch_size * seq_len
     while at < len(tokens):
         stop = min(at + step, len(tokens))
         whole = (stop - at) // seq_len

@@ -13,7 +13,7 @@ from sparse_tx.checkpoint import Checkpoint, save_checkpoint
 from sparse_tx.config import RunConfig, SamplingConfig
 from sparse_tx.data import Corpus, WindowLoader
 from sparse_tx.errors import UserError
-from sparse_tx.evaluation import Score, score
+from sparse_tx.evaluation import NotFinite, Score, score
 from sparse_tx.generation import generate
 from sparse_tx.model import GPT
 from sparse_tx.training.averaging import WeightAverage
@@ -23,6 +23,8 @@ from sparse_tx.training.schedule import share_of_peak
 
 # What is put aside of max_minutes for the end, beyond the measured length of its evaluation.
 _CLOSING_SECONDS = 3.0
+# The share of max_minutes that the last evaluation gets at most, unless more is left anyhow.
+_CLOSING_SHARE = 0.25
 # Of the samples that show a run's progress: a little below 1, for young models ramble.
 _SAMPLING = SamplingConfig(temperature=0.8)
 
@@ -130,13 +132,26 @@ class Trainer:
         """Seconds from the start at which training has to stop for the run to end in time."""
         if self.recipe.max_minutes is None:
             return float("inf")
+        limit = 60 * self.recipe.max_minutes
         last = min(self.recipe.final_eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
-        first = min(self.recipe.eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
-        # Before the first evaluation: a forward pass is a third of a training step.
-        speed = self._evaluation_speed or 3 * self.tokens / max(self.elapsed, 1e-9) or float("inf")
-        closing = _CLOSING_SECONDS + 1.1 * (last + first) / speed + 1.2 * self._sample_seconds
+        first = self._scored_bytes()
+        scored = last if last >= first else last + first  # a longer one goes on where it ended
+        scoring = min(1.1 * scored / self._scoring_speed(), _CLOSING_SHARE * limit)
         # However long the closing is estimated, it may not take the run away altogether.
-        return max(60 * self.recipe.max_minutes - closing, 0.1 * 60 * self.recipe.max_minutes)
+        return max(limit - scoring - self._closing_seconds(), 0.1 * limit)
+
+    def _closing_seconds(self) -> float:
+        """Seconds that the end takes beside its evaluation."""
+        return _CLOSING_SECONDS + 1.2 * self._sample_seconds
+
+    def _scored_bytes(self) -> int:
+        """Bytes of an evaluation during the run."""
+        return min(self.recipe.eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
+
+    def _scoring_speed(self) -> float:
+        """Tokens that are scored in a second, or infinity where nothing is known yet."""
+        # Before the first evaluation: a forward pass is a third of a training step.
+        return self._evaluation_speed or 3 * self.tokens / max(self.elapsed, 1e-9) or float("inf")
 
     def is_done(self) -> bool:
         """Whether the run has reached its end."""
@@ -144,10 +159,9 @@ class Trainer:
         return by_steps or self.elapsed + self._step_seconds >= self._training_seconds()
 
     def _has_time_to_evaluate(self) -> bool:
-        if self.recipe.max_minutes is None or not self._evaluation_speed:
+        if self.recipe.max_minutes is None:
             return True
-        scored = min(self.recipe.eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
-        seconds = scored / self._evaluation_speed + self._sample_seconds
+        seconds = self._scored_bytes() / self._scoring_speed() + self._sample_seconds
         return self.elapsed + seconds < self._training_seconds()
 
     def run(self) -> Outcome:
@@ -205,12 +219,10 @@ class Trainer:
             nats += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
         if not (abs(nats) < float("inf") and norm < float("inf")):
-            where = self.last_checkpoint or "none was written yet"
             raise UserError(
                 f"step {self.step + 1}: the loss is {nats / n_tokens:.4g} nats per token and the"
                 f" gradient's norm {norm:.4g}, so training stopped before this step changed the"
-                f" weights; resume with a lower --lr (it is {self.recipe.lr:g}) from the"
-                f" last good checkpoint ({where})"
+                f" weights; {self._way_out()}"
             )
         for optimiser in self.optimisers:
             optimiser.step()
@@ -224,6 +236,14 @@ class Trainer:
         self._step_seconds = time.monotonic() - begin
         return nats / log(2) / n_bytes
 
+    def _way_out(self) -> str:
+        """What to do about a loss that is not finite."""
+        rates = f"--lr (it is {self.recipe.lr:g})"
+        if self.recipe.optimiser == "muon":
+            rates += f" and --matrix_lr (it is {self.recipe.matrix_lr:g})"
+        where = self.last_checkpoint or "none was written yet"
+        return f"resume with a lower {rates} from the last good checkpoint ({where})"
+
     def _autocast(self):
         if self.recipe.precision == "fp32":
             return contextlib.nullcontext()
@@ -234,18 +254,42 @@ class Trainer:
     def _averaged(self):
         return self.average.in_place_of(self.model) if self.average else contextlib.nullcontext()
 
-    def evaluate(self, max_bytes: int | None) -> Score:
-        """Score the first ``max_bytes`` of the validation split (all if None)."""
-        begin = time.monotonic()
-        with self._averaged(), self._autocast():
-            result = score(
-                self.model,
-                self.corpus.valid,
-                self.corpus.tokenizer.token_bytes,
-                max_bytes=max_bytes,
-                on_progress=self.reporter.on_evaluation_progress,
-            )
-        self._evaluation_speed = result.tokens / (time.monotonic() - begin)
+    def evaluate(
+        self,
+        max_bytes: int | None,
+        *,
+        begun: Score | None = None,
+        deadline: float = float("inf"),
+    ) -> Score:
+        """Score the first ``max_bytes`` of the validation split (all if None).
+
+        Args:
+            max_bytes: how many bytes.
+            begun: what the same weights scored of them just now, which is not computed again.
+            deadline: when ``time.monotonic()`` is past it, the batch being scored is the last.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        begin, before = time.monotonic(), begun.whole_batches[0] if begun else 0
+        try:
+            with self._averaged(), self._autocast():
+                result = score(
+                    self.model,
+                    self.corpus.valid,
+                    self.corpus.tokenizer.token_bytes,
+                    max_bytes=max_bytes,
+                    begun=begun,
+                    is_time_up=lambda: time.monotonic() >= deadline,
+                    on_progress=self.reporter.on_evaluation_progress,
+                )
+        except NotFinite as error:
+            raise UserError(
+                f"step {self.step}: the loss of the validation text is not finite, so training"
+                f" stopped without saving the weights of this step; {self._way_out()}"
+            ) from error
+        if result.tokens > before:
+            self._evaluation_speed = (result.tokens - before) / (time.monotonic() - begin)
         return result
 
     def sample(self) -> str:
@@ -264,11 +308,12 @@ class Trainer:
 
     def _evaluate_and_save(self, metrics: MetricsLog, last: bool = False) -> Score:
         figures = self._figures()
-        result = self.evaluate(self.recipe.eval_bytes)
+        deadline = self._scoring_deadline() if last else float("inf")
+        result = self.evaluate(self.recipe.eval_bytes, deadline=deadline)
         # Always of the same bytes, for checkpoints to be compared by.
-        figures["valid_bpb"] = valid_bpb = result.bpb
-        if last and self.recipe.final_eval_bytes != self.recipe.eval_bytes:
-            result = self.evaluate(self.recipe.final_eval_bytes)
+        figures["valid_bpb"] = valid_bpb = result.bpb if result.complete else None
+        if last and result.complete and self.recipe.final_eval_bytes != self.recipe.eval_bytes:
+            result = self.evaluate(self.recipe.final_eval_bytes, begun=result, deadline=deadline)
         if last:
             figures |= {"final_valid_bpb": result.bpb, "final_valid_bytes": result.bytes}
         sample = self.sample()
@@ -277,6 +322,14 @@ class Trainer:
         self._save(valid_bpb)
         self.reporter.on_evaluation(self.step, result, sample)
         return result
+
+    def _scoring_deadline(self) -> float:
+        """When the last evaluation has to end, by ``time.monotonic()``."""
+        if self.recipe.max_minutes is None:
+            return float("inf")
+        limit = 60 * self.recipe.max_minutes
+        left = limit - self.elapsed - self._closing_seconds()
+        return time.monotonic() + max(_CLOSING_SHARE * limit, left)
 
     def _show_and_log(self, metrics: MetricsLog) -> None:
         figures = self._figures()

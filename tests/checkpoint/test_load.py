@@ -83,7 +83,29 @@ def test_an_altered_byte_is_found(save, name):
     with pytest.raises(UserError) as error:
         read_checkpoint(path, with_training_state=True)
     assert f"{name} was altered after it was saved" in str(error.value)
-    assert "step-00000001' of the same run" in str(error.value)
+    first = "remove the damaged folder '{}', and --resume goes on from step 1"
+    assert first.format(path) in str(error.value)
+    if name != "training_state.pt":
+        with pytest.raises(UserError, match=r"use '.*step-00000001' of the same run"):
+            read_checkpoint(path)
+
+
+def test_the_way_out_names_no_other_damaged_checkpoint(run, save):
+    for step in (1, 2, 3):
+        save(step)
+    paths = [run / "checkpoints" / f"step-0000000{step}" for step in (3, 2, 1)]
+    for path in paths[:2]:
+        (path / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"use '.*step-00000001' of the same run"):
+        read_checkpoint(run)
+    folders = " and ".join(f"'{path}'" for path in paths[:2])
+    with pytest.raises(UserError) as error:
+        read_checkpoint(run, with_training_state=True)
+    expected = f"remove the damaged folders {folders}, and --resume goes on from step 1"
+    assert str(error.value).endswith(expected)
+    (paths[2] / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no other whole checkpoint; begin anew with --overwrite"):
+        read_checkpoint(run, with_training_state=True)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,25 @@ def test_an_occupied_folder_is_left_alone():
     assert main([*flags(), "--overwrite", "--resume"]) == 2
 
 
+@pytest.mark.parametrize("more", [["--resume"], ["--overwrite"], []])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_checkpoint_is_no_run_folder(more, inside, capsys, monkeypatch):
+    assert main(flags()) == 0
+    root = Path("out").resolve()
+    before = {path: path.is_file() and path.read_bytes() for path in root.rglob("*")}
+    path = Path("out/checkpoints/step-00000006")
+    if inside:
+        monkeypatch.chdir(path)
+        path = Path(".")
+    capsys.readouterr()
+    begin = flags(path, data=root.parent / "text.txt") if more != ["--resume"] else []
+    assert main([*begin, f"--out={path}", *more]) == 2
+    said = capsys.readouterr().err
+    folder = root if inside else "out"
+    assert f"is a checkpoint of a run; give the run's folder, '{folder}'\n" in said
+    assert {path: path.is_file() and path.read_bytes() for path in root.rglob("*")} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -188,7 +208,13 @@ def test_a_changed_checkpoint_is_not_resumed(capsys):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert main(["--out=out", "--resume", "--max_steps=9"]) == 2
-    assert "model.safetensors" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "model.safetensors" in said
+    folder = "'out/checkpoints/step-00000006'"
+    assert f"remove the damaged folder {folder}, and --resume goes on from step 4" in said
+    shutil.rmtree(weights.parent)
+    assert main(["--out=out", "--resume", "--max_steps=7"]) == 0
+    assert "resumed after step 4" in capsys.readouterr().out
 
 
 def start(*arguments):

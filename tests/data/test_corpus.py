@@ -211,6 +211,23 @@ def test_a_cache_that_lost_bytes_is_made_again(raw, cache):
     assert prepare_corpus(raw, cache_dir=cache).test.tobytes() == BYTES[-101:]
 
 
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe"])
+@pytest.mark.parametrize("file", ["corpus.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [None, b"", b"half", b"\xff\xfe", b"[]", b"{}", b'{"arrays": 3}'])
+def test_a_damaged_cache_is_made_again(kind, file, content, source, cache):
+    options = {"tokenizer": kind, "vocab_size": 277, "cache_dir": cache}
+    prepare_corpus(source, **options)
+    (path,) = cache.glob(f"*/{file}")
+    whole = path.read_bytes()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+    corpus = prepare_corpus(source, **options)
+    assert b"".join(map(corpus.tokenizer.decode, parts(corpus))) == TEXT.encode()
+    assert path.read_bytes() == whole
+
+
 def test_a_cache_that_cannot_be_written(raw, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"cannot be prepared in .*file"):

@@ -82,3 +82,32 @@ def test_nothing_to_score_and_broken_weights_are_refused(model):
     model.head.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         score(model, draw_text(5), ONE_BYTE)
+
+
+@pytest.mark.parametrize("first", [1, 25, 26, 51, 52, 60, 99, 100])
+def test_a_longer_scoring_goes_on_where_a_shorter_one_ended(model, first, monkeypatch):
+    tokens = draw_text(100)
+    whole = score(model, tokens, ONE_BYTE, tokens_at_once=26)
+    begun = score(model, tokens, ONE_BYTE, tokens_at_once=26, max_bytes=first)
+    calls = []
+    result = score(
+        model,
+        tokens,
+        ONE_BYTE,
+        tokens_at_once=26,
+        begun=begun,
+        on_progress=lambda done, total: calls.append(done),
+    )
+    assert result == whole  # to the bit
+    assert calls == [done for done in (26, 52, 78, 91, 100) if done > first // 26 * 26]
+    shorter = score(model, tokens, ONE_BYTE, tokens_at_once=26, max_bytes=20, begun=whole)
+    assert shorter == score(model, tokens, ONE_BYTE, tokens_at_once=26, max_bytes=20)
+
+
+def test_when_time_is_up_whole_batches_are_scored(model):
+    tokens = draw_text(100)
+    answers = iter([False, True])
+    result = score(model, tokens, ONE_BYTE, tokens_at_once=26, is_time_up=lambda: next(answers))
+    assert (result.tokens, result.bytes, result.complete) == (52, 52, False)
+    assert result.nats == score(model, tokens, ONE_BYTE, tokens_at_once=26, max_bytes=52).nats
+    assert score(model, tokens[:52], ONE_BYTE, is_time_up=lambda: True).complete

@@ -2,12 +2,14 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sparse_tx.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
 from sparse_tx.config import TrainingConfig
+from sparse_tx.evaluation import Score
 from sparse_tx.training import Reporter
 from sparse_tx.training.averaging import WeightAverage
 from sparse_tx.training.muon import Muon, orthogonalise
@@ -114,6 +116,32 @@ def test_accumulation_equals_a_larger_batch(corpus, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_a_loss_that_is_not_finite_in_an_evaluation_stops_the_run(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path / "run", make_config(optimiser="muon", ema=0.0))
+
+    class BreakAt(Reporter):
+        def on_checkpoint(self, step, path):
+            if step == 5:
+                trainer.recipe = replace(trainer.recipe, eval_every=6)
+
+    take_step = trainer.take_step
+
+    def take_step_and_break():
+        take_step()
+        if trainer.step == 6:
+            trainer.model.token_embedding.weight.data.fill_(float("nan"))
+
+    trainer.take_step = take_step_and_break
+    trainer.reporter = BreakAt()
+    sentence = (
+        r"step 6: the loss of the validation text is not finite.*without saving.*--lr"
+        r" \(it is 0.003\) and --matrix_lr \(it is 0.02\).*step-00000005"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        trainer.run()
+    assert find_checkpoint(tmp_path / "run").name == "step-00000005"
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(broken, corpus, tmp_path):
     trainer = make_trainer(corpus, tmp_path / "run")
@@ -141,6 +169,36 @@ def test_time_ends_a_run_and_moves_its_learning_rate(corpus, tmp_path):
     assert time.monotonic() - begin < 60 * minutes + 30  # on a machine however busy
     rates = [lr for (lr,) in read_metrics(tmp_path / "run", "lr")]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_the_last_evaluation_takes_a_quarter_of_a_short_limit(corpus, tmp_path, monkeypatch):
+    from sparse_tx.training import trainer as module
+
+    asked = []
+
+    def slow(*args, is_time_up, max_bytes, begun, **others):
+        """Each token takes 1 / 50 second, one at a time."""
+        done = begun.tokens if begun else 0
+        while done < max_bytes and not (done and is_time_up()):
+            time.sleep(0.02)
+            done += 1
+        asked.append((max_bytes, done))
+        return Score(float(done), done, done, 31, done == max_bytes, (done, float(done)))
+
+    monkeypatch.setattr(module, "score", slow)
+    monkeypatch.setattr(module, "_CLOSING_SECONDS", 0.5)
+    settings = dict(max_steps=None, eval_every=10**6, save_every=10**6, sample_length=0)
+    limited = make_config(**settings, max_minutes=0.1, eval_bytes=30, final_eval_bytes=400)
+    outcome = make_trainer(corpus, tmp_path / "run", limited).run()
+    assert asked[0] == (30, 30)
+    assert 30 <= outcome.result.bytes <= 76  # a quarter of 6 seconds, of 50 tokens each
+    (figures,) = read_metrics(tmp_path / "run", "valid_bpb", "final_valid_bytes")[-1:]
+    assert figures == (pytest.approx(1 / math.log(2)), outcome.result.bytes)
+    # Of too few bytes for checkpoints to be compared by.
+    limited = make_config(**settings, max_minutes=0.1, eval_bytes=300, final_eval_bytes=400)
+    outcome = make_trainer(corpus, tmp_path / "shorter", limited).run()
+    assert outcome.result.bytes < 300
+    assert read_metrics(tmp_path / "shorter", "valid_bpb")[-1] == (None,)
 
 
 def test_steps_decide_the_learning_rate_where_both_limits_are_given(corpus, tmp_path):
