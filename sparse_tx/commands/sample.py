@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint, write_atomically
-from sparse_tx.commands.shell import CommandParser, choose_device, run_command
+from sparse_tx.commands.shell import CommandParser, called_as, choose_device, run_command
 from sparse_tx.config import SamplingConfig
 from sparse_tx.data import Tokenizer
 from sparse_tx.errors import UserError
@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="sample.py", description=DESCRIPTION, epilog=PAST_THE_CONTEXT)
+    parser = CommandParser(
+        prog=called_as("sample.py", "sample"), description=DESCRIPTION, epilog=PAST_THE_CONTEXT
+    )
     add = parser.add_argument
     add("--checkpoint", type=str, required=True, help="A run directory, or one checkpoint of it.")
     add(

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_origin
 
 import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -34,15 +35,59 @@ class CommandParser(ArgumentParser):
                 message = f"unknown flag {flag}: {hint.strip()}"
             else:
                 message = f"unexpected argument '{unknown[1]}': settings are given as --NAME VALUE"
-        elif mistyped := _MISTYPED.search(message):
+        elif mistyped := _MISTYPED.search(message) or _MISTYPED_UNION.search(message):
             name, expected, given = mistyped.groups()
-            message = f"--{name} is '{given.strip()}'; it must be {_in_words(expected)}"
+            words = self._example(name) or _in_words(expected)
+            message = f"--{name} is '{given.strip()}'; it must be {words}"
+        elif chosen := _NO_CHOICE.search(message):
+            name, given, known = chosen[1], chosen[2], re.findall(r"[\w-]+", chosen[3])
+            message = f"{name} '{given}' is unknown: {nearest(given, known)}it is one of " + (
+                ", ".join(known)
+            )
         print(f"error: {_one_sentence(message)} (see --help)", file=sys.stderr)
         self.exit(USER_MISTAKE)
+
+    def parse_args(self, args: list[str] | None = None, *others, **named):
+        """Parse; flags of several numbers may have them between commas, with or without brackets.
+
+        The brackets are what YAML wants.
+        """
+        args = list(sys.argv[1:] if args is None else args)
+        for at, arg in enumerate(args):
+            flag, equals, value = arg.partition("=")
+            if not self._is_tuple(flag.removeprefix("--")):
+                continue
+            if equals:
+                args[at] = f"{flag}={_bracketed(value)}"
+            elif at + 1 < len(args) and not args[at + 1].startswith("--"):
+                args[at + 1] = _bracketed(args[at + 1])
+        return super().parse_args(args, *others, **named)
+
+    def _is_tuple(self, name: str) -> bool:
+        action = self._option_string_actions.get(f"--{name}")
+        return get_origin(getattr(action, "_typehint", None)) is tuple
+
+    def _example(self, name: str) -> str | None:
+        """How a flag of several numbers is written; None for other flags."""
+        if not self._is_tuple(name):
+            return None
+        example = self._option_string_actions[f"--{name}"].default or (64, 64)
+        return "numbers between commas, such as " + ",".join(map(str, example))
+
+
+def _bracketed(value: str) -> str:
+    return value if value.strip().startswith(("[", "(")) else f"[{value}]"
 
 
 # What jsonargparse says of a value of the wrong type, which names Python's classes.
 _MISTYPED = re.compile(r'Parser key "(\w+)":.*?Expected a (.+?)\. Got value: (.*)', re.DOTALL)
+
+_MISTYPED_UNION = re.compile(
+    r'Parser key "(\w+)":\s+Does not validate against any of the Union subtypes\s+'
+    r"Subtypes: \[(.*?)\]\s.*Given value: (.*)",
+    re.DOTALL,
+)
+_NO_CHOICE = re.compile(r"argument (\w+): invalid choice: '([^']*)' \(choose from (.*)\)")
 
 
 def _in_words(expected: str) -> str:
@@ -50,6 +95,7 @@ def _in_words(expected: str) -> str:
     if "Literal" in expected:
         return "one of " + ", ".join(re.findall(r"'([^']*)'", expected))
     names = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    names["NoneType"] = "null"
     found = [words for name, words in names.items() if re.search(rf"\b{name}\b", expected)]
     return " or ".join(found) or f"of type {expected}"
 

@@ -143,13 +143,32 @@ def _scout(argv: list[str]) -> tuple[str | None, str | None, bool]:
 def _files_and_flags(argv: list[str]) -> tuple[list[str], list[str]]:
     files, flags, rest = [], [], iter(argv)
     for arg in rest:
-        if arg == "--config":
-            files.append(f"--config={next(rest, '')}")
-        elif arg.startswith("--config="):
-            files.append(arg)
+        if arg == "--config" or arg.startswith("--config="):
+            file = next(rest, "") if arg == "--config" else arg.removeprefix("--config=")
+            _check_config_file(Path(file))
+            files.append(f"--config={file}")
         else:
             flags.append(arg)
     return files, flags
+
+
+def _check_config_file(path: Path) -> None:
+    if path.is_dir() or not path.exists():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(
+            f"--config {path} {what}; give a YAML file of settings, such as the config.yaml of a"
+            " run, or take settings by their name with --preset"
+        )
+    if not path.is_file():
+        return  # a pipe can be read only once
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--config {path} is not UTF-8 text (byte {error.start:,}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
 
 
 def _train(argv: list[str]) -> int:

@@ -41,7 +41,8 @@ class ModelConfig:
     """grid: the paper's sum of one learned table per axis of a grid; table: one learned table;
     rope: rotary queries and keys."""
     position_shape: tuple[int, ...] = ()
-    """Axes of the position grid, slowest first. By default rows as wide as the pattern's stride."""
+    """Axes of the position grid, slowest first, such as 64,64. By default rows as wide as the
+    pattern's stride."""
     recent_tokens: int = 1
     """Tokens whose embeddings make up an input, each from its own table: the latest alone as in the
     paper, or some before it too, which gives the first layer its n-grams without attention."""

@@ -21,7 +21,7 @@ class DataConfig:
     tokenizer: Literal["byte", "char", "bpe"] = "byte"
     """byte: 256 symbols; char: the corpus's characters; bpe: trained on the corpus."""
     split: tuple[float, float, float] = (90, 5, 5)
-    """Percent of the bytes, in order, for training, validation and test."""
+    """Percent of the bytes, in order, for training, validation and test, such as 90,5,5."""
     cache_dir: str | None = None
     """Where tokens and downloads are kept; by default the user's cache folder."""
 
@@ -51,7 +51,7 @@ class TrainingConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls after warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW."""
+    """Decay rates of AdamW, such as .9,.95."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices, per unit of learning rate."""
     clip: float = 1.0
@@ -92,6 +92,7 @@ class TrainingConfig:
             _require(value is None or value > 0, name, value, "more than 0")
         for name in ("warmup_steps", "weight_decay", "sample_length", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         _require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         _require(0 <= self.final_lr_share <= 1, "final_lr_share", self.final_lr_share, "0 to 1")
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "from 0 to below 1")

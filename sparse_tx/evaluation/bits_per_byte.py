@@ -93,8 +93,10 @@ def score(
     if begun is not None and begun.whole_batches[0] <= len(tokens):
         whole_batches = begun.whole_batches
     done, nats = whole_batches
+    windows = _windows(tokens, seq_len, batch_size, model.start_token, begin=done)
     try:
-        for done, inputs, targets in _windows(tokens, seq_len, batch_size, model.start_token, done):
+        for end, inputs, targets in windows:
+            done = end
             nats += model.loss(inputs.to(device), targets.to(device)).item()
             if done % (batch_size * seq_len) == 0:
                 whole_batches = (done, nats)
@@ -117,10 +119,10 @@ def score(
 
 
 def _windows(
-    tokens: np.ndarray, seq_len: int, batch_size: int, start_token: int, at: int
+    tokens: np.ndarray, seq_len: int, batch_size: int, start_token: int, begin: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield the tokens done after a batch, from ``at`` on, and its inputs and targets ``(B, T)``."""
-    step = batch_size * seq_len
+    """Yield the tokens done after a batch, and its inputs and targets ``(B, T)``."""
+    step, at = batch_size * seq_len, begin
     while at < len(tokens):
         stop = min(at + step, len(tokens))
         whole = (stop - at) // seq_len

@@ -45,11 +45,11 @@ class MetricsLog:
 
         self._path = run_dir / "metrics.jsonl"
         with self._disk():
-            before = self._path.read_text() if self._path.exists() else ""
-            kept = "".join(line for line in before.splitlines(True) if _up_to(line, from_step))
+            before = self._path.read_bytes() if self._path.exists() else b""
+            kept = b"".join(line for line in before.splitlines(True) if _up_to(line, from_step))
             if kept != before:
-                write_atomically(self._path, kept.encode())
-            self._file = self._path.open("a", buffering=1)
+                write_atomically(self._path, kept)
+            self._file = self._path.open("a", buffering=1, encoding="utf-8")
             self._events = SummaryWriter(str(run_dir / "events"), purge_step=from_step + 1)
 
     @contextmanager
@@ -82,9 +82,9 @@ class MetricsLog:
                 file.close()
 
 
-def _up_to(line: str, step: int) -> bool:
+def _up_to(line: bytes, step: int) -> bool:
     """Whether a line of the log is whole and of a step up to this one."""
-    if not line.endswith("\n"):
+    if not line.endswith(b"\n"):
         return False  # a kill cut it short
     try:
         return json.loads(line)["step"] <= step

@@ -138,7 +138,8 @@ def test_the_estimate_of_a_check_is_of_the_right_size():
         (["show", "local:8", "--json"], "a picture has no JSON form"),
         (["show", "local:8", "--png", "/no/such/folder/x.png"], "cannot write the picture"),
         (["show", "local:8", "--seqlen", 9], "unknown flag --seqlen: did you mean '--seq_len'?"),
-        (["draw", "local:8"], "invalid choice: 'draw'"),
+        (["draw", "local:8"], "action 'draw' is unknown: it is one of show, count, check"),
+        (["cuont", "local:8"], "action 'cuont' is unknown: did you mean 'count'?"),
         ([], "required: action, notation"),
     ],
 )

@@ -292,3 +292,15 @@ def test_a_full_disk_behind_stdout_gets_one_sentence(trained):
         notes = process.communicate(timeout=60)[1].decode().splitlines()
     assert process.returncode == 2
     assert notes[1:] == ["error: standard output cannot be written: No space left on device"]
+
+
+def test_an_ill_typed_flag_gets_a_sentence(trained, capsys):
+    said = refused(capsys, trained.folder, "--top_p", "abc")
+    assert "--top_p is 'abc'; it must be a number or null" in said
+
+
+def test_help_names_the_command(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/usr/bin/sparse-tx"])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: sparse-tx sample ")

@@ -156,6 +156,16 @@ def test_a_checkpoint_is_no_run_folder(more, inside, capsys, monkeypatch):
         (["--sequence_len=5"], "unknown flag --sequence_len: did you mean '--seq_len'?"),
         (["--n_layer=two"], "--n_layer is 'two'; it must be a whole number"),
         (["--lr=fast"], "--lr is 'fast'; it must be a number"),
+        (["--max_steps=abc"], "--max_steps is 'abc'; it must be a whole number or null"),
+        (["--n_ff=abc"], "--n_ff is 'abc'; it must be a whole number or null"),
+        (["--max_minutes=nan"], "--max_minutes is 'nan'; it must be a number or null"),
+        (["--seed=99999999999999999999999"], "it must be below 2^63"),
+        (["--split=90,5,6"], "the split is 90, 5, 6"),
+        (["--split", "90,5"], "it must be numbers between commas, such as 90,5,5"),
+        (["--position_shape", "4,4"], "position_shape 4x4 has 16 cells"),
+        (["--betas", ".9,1.5"], "betas is (0.9, 1.5)"),
+        (["--config=absent.yaml"], "--config absent.yaml does not exist; give a YAML file"),
+        (["--config", "latin.yaml"], "--config latin.yaml is not UTF-8 text (byte 5)"),
         (["--bias=maybe"], "--bias is 'maybe'; it must be true or false"),
         (["--n_layer=0"], "n_layer is 0; it must be 1 or more"),
         (["--pattern=lokal:4"], "unknown word 'lokal'"),
@@ -181,6 +191,7 @@ def test_a_checkpoint_is_no_run_folder(more, inside, capsys, monkeypatch):
     ],
 )
 def test_mistakes_get_a_sentence_and_write_nothing(arguments, sentence, capsys):
+    Path("latin.yaml").write_bytes(b"data: \xe9\n"[1:])
     try:
         status = main([*flags(), *arguments])
     except SystemExit as ended:

@@ -58,6 +58,7 @@ def test_impossible_models_get_a_sentence(settings, sentence):
         (dict(max_steps=5, lr=0.0), "lr is 0.0"),
         (dict(max_steps=5, ema=1.0), "ema is 1.0"),
         (dict(max_steps=5, batch_size=-1), "batch_size is -1"),
+        (dict(max_steps=5, seed=2**63), "seed is 9223372036854775808; it must be below 2^63"),
         (dict(max_minutes=-1.0), "max_minutes is -1.0"),
     ],
 )

@@ -213,7 +213,9 @@ def test_a_cache_that_lost_bytes_is_made_again(raw, cache):
 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe"])
 @pytest.mark.parametrize("file", ["corpus.json", "tokenizer.json"])
-@pytest.mark.parametrize("content", [None, b"", b"half", b"\xff\xfe", b"[]", b"{}", b'{"arrays": 3}'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"half", b"\xff\xfe", b"[]", b"{}", b'{"arrays": 3}']
+)
 def test_a_damaged_cache_is_made_again(kind, file, content, source, cache):
     options = {"tokenizer": kind, "vocab_size": 277, "cache_dir": cache}
     prepare_corpus(source, **options)
