@@ -75,13 +75,18 @@ def _add_queries(
 
 @triton.jit
 def _visit(
-    d_k, d_v, k, v, q_base, d_out_base, lse, delta, q_strides, d_out_strides, scale,
-    k_at, exists, first_key, last_key, column, spacing, length, after, below, earlier, n_earlier,
+    k_base, v_base, q_base, d_out_base, lse, delta, k_strides, v_strides, q_strides,
+    d_out_strides, scale, k_at, exists, first_key, last_key, column, spacing, length,
+    after, below, earlier, n_earlier,
     SOURCE: tl.constexpr, TAKEN: tl.constexpr, CAREFUL: tl.constexpr,
     D: tl.constexpr, D_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Add what all queries of a sweep give to the keys at ``k_at``, as far as they ``exist``."""
+    """Sum what all queries of a sweep give to the keys at ``k_at``, as far as they ``exist``."""
+    k = load_rows(k_base, k_at, k_strides, D, BLOCK_D)
+    v = load_rows(v_base, k_at, v_strides, D_V, BLOCK_DV)
+    d_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    d_v = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
     m = tl.arange(0, BLOCK_M)
     own_after = tl.load(after + k_at)
     first_after = tl.load(after + first_key)
@@ -174,26 +179,23 @@ def key_gradients(
         k_at = column + tl.minimum(n, n_last) * spacing
         first_key, last_key = column + tile_begin * spacing, column + n_last * spacing
 
-    k_tile = load_rows(head_base(k, k_strides, batch, head), k_at, k_strides, D, BLOCK_D)
-    v_tile = load_rows(head_base(v, v_strides, batch, head), k_at, v_strides, D_V, BLOCK_DV)
+    k_base, v_base = head_base(k, k_strides, batch, head), head_base(v, v_strides, batch, head)
     q_base = head_base(q, q_strides, batch, head)
     d_out_base = head_base(d_out, d_out_strides, batch, head)
     lse += (batch.to(tl.int64) * H + head) * T
     delta += (batch.to(tl.int64) * H + head) * T
-    no_d_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    no_d_v = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
     d_k_tile, d_v_tile = _visit(
-        no_d_k, no_d_v, k_tile, v_tile, q_base, d_out_base, lse, delta, q_strides, d_out_strides,
-        scale, k_at, exists, first_key, last_key, column, spacing, length,
+        k_base, v_base, q_base, d_out_base, lse, delta, k_strides, v_strides, q_strides,
+        d_out_strides, scale, k_at, exists, first_key, last_key, column, spacing, length,
         after, below, earlier, n_earlier,
-        SOURCE, TAKEN, False, D, D_V, BLOCK_D, BLOCK_DV, BLOCK_M,
+        SOURCE, TAKEN, False, D, D_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if any_bad(d_k_tile) + any_bad(d_v_tile) > 0:
         d_k_tile, d_v_tile = _visit(
-            no_d_k, no_d_v, k_tile, v_tile, q_base, d_out_base, lse, delta, q_strides,
+            k_base, v_base, q_base, d_out_base, lse, delta, k_strides, v_strides, q_strides,
             d_out_strides, scale, k_at, exists, first_key, last_key, column, spacing, length,
             after, below, earlier, n_earlier,
-            SOURCE, TAKEN, True, D, D_V, BLOCK_D, BLOCK_DV, BLOCK_M,
+            SOURCE, TAKEN, True, D, D_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     store_rows(
         head_base(d_k, d_k_strides, batch, head), k_at, exists, d_k_tile * d_scale, d_k_strides,

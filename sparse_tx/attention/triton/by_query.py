@@ -29,15 +29,15 @@ from sparse_tx.attention.triton.rows import (
 
 @triton.jit
 def _add_keys(
-    acc, m, l, q, d_out, k_base, v_base, k_strides, v_strides, k_at, mask, scale,
+    acc, peak, total, q, d_out, k_base, v_base, k_strides, v_strides, k_at, mask, scale,
     MASKED: tl.constexpr, CAREFUL: tl.constexpr, GRADIENT: tl.constexpr,
     D: tl.constexpr, D_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Add the keys at ``k_at`` to the sums of a tile of queries.
 
-    Forward, ``acc`` (M, D_v) holds the weighted values, ``m`` the largest score and ``l`` the sum
-    of weights relative to it. For the gradient, ``acc`` (M, D) is that of the queries but for the
-    scale, ``m`` the log-sum-exp and ``l`` the row products of out and its gradient.
+    Forward, ``acc`` (M, D_v) holds the weighted values, ``peak`` the largest score and ``total``
+    the sum of weights relative to it. For the gradient, ``acc`` (M, D) is that of the queries but
+    for the scale, ``peak`` the log-sum-exp and ``total`` the row products of out and its gradient.
     """
     k = load_rows(k_base, k_at, k_strides, D, BLOCK_D)  # (N, D)
     v = load_rows(v_base, k_at, v_strides, D_V, BLOCK_DV)  # (N, D_v)
@@ -49,27 +49,27 @@ def _add_keys(
     if MASKED:
         scores = tl.where(mask, scores, -float("inf"))
     if GRADIENT:
-        weights = tl.math.exp2(scores * scale - m[:, None])
+        weights = tl.math.exp2(scores * scale - peak[:, None])
         d_weights = tl.dot(d_out, tl.trans(v), input_precision="ieee")
-        d_scores = weights * (d_weights - l[:, None])
+        d_scores = weights * (d_weights - total[:, None])
         if MASKED:
             d_scores = tl.where(mask, d_scores, 0.0)
         acc = tl.dot(d_scores.to(k.dtype), k, acc, input_precision="ieee")
     else:
-        peak = tl.maximum(m, tl.max(scores, 1) * scale)
+        higher = tl.maximum(peak, tl.max(scores, 1) * scale)
         # From -inf, where a query has had no key so far, -inf cannot be subtracted.
-        shift = tl.where(peak == -float("inf"), 0.0, peak)
+        shift = tl.where(higher == -float("inf"), 0.0, higher)
         weights = tl.math.exp2(scores * scale - shift[:, None])
-        fade = tl.math.exp2(m - shift)
-        l = l * fade + tl.sum(weights, 1)  # noqa: E741
+        fade = tl.math.exp2(peak - shift)
+        total = total * fade + tl.sum(weights, 1)
         acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-        m = peak
-    return acc, m, l
+        peak = higher
+    return acc, peak, total
 
 
 @triton.jit
 def _visit(
-    acc, m, l, q, d_out, k_base, v_base, k_strides, v_strides, scale,
+    acc, peak, total, q, d_out, k_base, v_base, k_strides, v_strides, scale,
     at, first, last, column, spacing, start, listed, below, earlier, n_earlier,
     INSIDE: tl.constexpr, OUTSIDE: tl.constexpr, TAKEN: tl.constexpr,
     CAREFUL: tl.constexpr, GRADIENT: tl.constexpr,
@@ -88,9 +88,9 @@ def _visit(
         full = tl.cdiv(last_start, BLOCK_N) * BLOCK_N
         full_end = tl.maximum(full, (first + 1) // BLOCK_N * BLOCK_N)
         for low in range(full, full_end, BLOCK_N):
-            acc, m, l = _add_keys(
-                acc, m, l, q, d_out, k_base, v_base, k_strides, v_strides, low + n, None, scale,
-                False, False, GRADIENT, D, D_V, BLOCK_D, BLOCK_DV,
+            acc, peak, total = _add_keys(
+                acc, peak, total, q, d_out, k_base, v_base, k_strides, v_strides,
+                low + n, None, scale, False, False, GRADIENT, D, D_V, BLOCK_D, BLOCK_DV,
             )  # fmt: skip
         before = (full - begin) // BLOCK_N
         masked = before + tl.cdiv(tl.maximum(last + 1 - full_end, 0), BLOCK_N)
@@ -98,8 +98,8 @@ def _visit(
             low = begin + tile * BLOCK_N + tl.where(tile < before, 0, full_end - full)
             k_at = low + n
             mask = (k_at[None, :] <= at[:, None]) & (k_at[None, :] >= own_start[:, None])
-            acc, m, l = _add_keys(
-                acc, m, l, q, d_out, k_base, v_base, k_strides, v_strides,
+            acc, peak, total = _add_keys(
+                acc, peak, total, q, d_out, k_base, v_base, k_strides, v_strides,
                 tl.minimum(k_at, last), mask, scale,
                 True, CAREFUL, GRADIENT, D, D_V, BLOCK_D, BLOCK_DV,
             )  # fmt: skip
@@ -119,8 +119,8 @@ def _visit(
                 k_at = tl.load(listed + low + n)
             else:
                 k_at = column + (low + n) * spacing
-            acc, m, l = _add_keys(
-                acc, m, l, q, d_out, k_base, v_base, k_strides, v_strides, k_at, None, scale,
+            acc, peak, total = _add_keys(
+                acc, peak, total, q, d_out, k_base, v_base, k_strides, v_strides, k_at, None, scale,
                 False, False, GRADIENT, D, D_V, BLOCK_D, BLOCK_DV,
             )  # fmt: skip
         for low in range(full, end, BLOCK_N):
@@ -135,11 +135,11 @@ def _visit(
                     mask = mask & ~elsewhere(at[:, None], k_at[None, :], below, earlier, n_earlier)
                 elif earlier is not None:
                     mask = mask & ~elsewhere(at[:, None], k_at[None, :], None, earlier, n_earlier)
-            acc, m, l = _add_keys(
-                acc, m, l, q, d_out, k_base, v_base, k_strides, v_strides, k_at, mask, scale,
+            acc, peak, total = _add_keys(
+                acc, peak, total, q, d_out, k_base, v_base, k_strides, v_strides, k_at, mask, scale,
                 True, CAREFUL, GRADIENT, D, D_V, BLOCK_D, BLOCK_DV,
             )  # fmt: skip
-    return acc, m, l
+    return acc, peak, total
 
 
 @triton.jit
@@ -191,29 +191,29 @@ def forward(
     lse_at = lse + (batch.to(tl.int64) * H + head) * T + at
     q_tile = load_rows(head_base(q, q_strides, batch, head), at, q_strides, D, BLOCK_D)
     if MERGES:
-        m_0 = tl.load(lse_at)
-        l_0 = tl.where(m_0 == -float("inf"), 0.0, 1.0)
+        peak_0 = tl.load(lse_at)
+        total_0 = tl.where(peak_0 == -float("inf"), 0.0, 1.0)
         acc_0 = load_rows(out_base, at, out_strides, D_V, BLOCK_DV).to(tl.float32)
     else:
-        m_0 = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-        l_0 = tl.zeros((BLOCK_M,), tl.float32)
+        peak_0 = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+        total_0 = tl.zeros((BLOCK_M,), tl.float32)
         acc_0 = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
-    acc, m, l = _visit(
-        acc_0, m_0, l_0, q_tile, None, k_base, v_base, k_strides, v_strides, scale,
+    acc, peak, total = _visit(
+        acc_0, peak_0, total_0, q_tile, None, k_base, v_base, k_strides, v_strides, scale,
         at, first, last, column, spacing, start, listed, below, earlier, n_earlier,
         INSIDE, OUTSIDE, TAKEN, False, False, D, D_V, BLOCK_D, BLOCK_DV, BLOCK_N,
     )  # fmt: skip
     if any_bad(acc):
-        acc, m, l = _visit(
-            acc_0, m_0, l_0, q_tile, None, k_base, v_base, k_strides, v_strides, scale,
+        acc, peak, total = _visit(
+            acc_0, peak_0, total_0, q_tile, None, k_base, v_base, k_strides, v_strides, scale,
             at, first, last, column, spacing, start, listed, below, earlier, n_earlier,
             INSIDE, OUTSIDE, TAKEN, True, False, D, D_V, BLOCK_D, BLOCK_DV, BLOCK_N,
         )  # fmt: skip
-    has_key = l != 0.0
-    l = tl.where(has_key, l, 1.0)  # noqa: E741
-    acc = acc / l[:, None]
+    has_key = total != 0.0
+    total = tl.where(has_key, total, 1.0)
+    acc = acc / total[:, None]
     keep = row < length
-    tl.store(lse_at, tl.where(has_key, m + tl.math.log2(l), -float("inf")), mask=keep)
+    tl.store(lse_at, tl.where(has_key, peak + tl.math.log2(total), -float("inf")), mask=keep)
     store_rows(out_base, at, keep, acc, out_strides, False, D_V, BLOCK_DV)
 
 
@@ -248,20 +248,20 @@ def query_gradient(
 
     k_base, v_base = head_base(k, k_strides, batch, head), head_base(v, v_strides, batch, head)
     per_row = (batch.to(tl.int64) * H + head) * T + at
-    m, l = tl.load(lse + per_row), tl.load(delta + per_row)  # noqa: E741
+    peak, total = tl.load(lse + per_row), tl.load(delta + per_row)
     q_tile = load_rows(head_base(q, q_strides, batch, head), at, q_strides, D, BLOCK_D)
     d_out_tile = load_rows(
         head_base(d_out, d_out_strides, batch, head), at, d_out_strides, D_V, BLOCK_DV
     )
     nothing = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    acc, m, l = _visit(
-        nothing, m, l, q_tile, d_out_tile, k_base, v_base, k_strides, v_strides, scale,
+    acc, peak, total = _visit(
+        nothing, peak, total, q_tile, d_out_tile, k_base, v_base, k_strides, v_strides, scale,
         at, first, last, column, spacing, start, listed, below, earlier, n_earlier,
         INSIDE, OUTSIDE, TAKEN, False, True, D, D_V, BLOCK_D, BLOCK_DV, BLOCK_N,
     )  # fmt: skip
     if any_bad(acc):
-        acc, m, l = _visit(
-            nothing, m, l, q_tile, d_out_tile, k_base, v_base, k_strides, v_strides, scale,
+        acc, peak, total = _visit(
+            nothing, peak, total, q_tile, d_out_tile, k_base, v_base, k_strides, v_strides, scale,
             at, first, last, column, spacing, start, listed, below, earlier, n_earlier,
             INSIDE, OUTSIDE, TAKEN, True, True, D, D_V, BLOCK_D, BLOCK_DV, BLOCK_N,
         )  # fmt: skip

@@ -23,8 +23,6 @@ from torch import Tensor
 
 from sparse_tx.patterns import BlockLocal, Dense, Local, Pattern, Strided, Summary
 
-KINDS = (Dense, Local, BlockLocal, Strided, Summary)
-
 
 class Outside(IntEnum):
     """Where the outside keys of a sweep are found."""
@@ -119,19 +117,22 @@ def _group(pairs) -> dict[tuple, list[int]]:
 
 
 def _sets(pattern: Pattern, T: int) -> _Sets:
-    parts = dict.fromkeys(pattern.parts)
-    # A stride of 1 is dense attention, an interval.
-    intervals = tuple(
-        Dense() if isinstance(part, Strided) else part
-        for part in parts
-        if isinstance(part, Dense | Local | BlockLocal) or part == Strided(1)
-    )
+    parts = tuple(dict.fromkeys(_as_interval(part, T) for part in pattern.parts))
+    intervals = tuple(part for part in parts if isinstance(part, Dense | Local | BlockLocal))
     if any(part.combs(T - 1)[0].start == 0 for part in intervals):
         return _Sets((Dense(),), (), ())  # what the last query sees whole, all others do
     summaries = tuple(part for part in parts if isinstance(part, Summary))
-    strides = (part.stride for part in parts if isinstance(part, Strided) and part.stride > 1)
-    # Beyond T, one stride is like another: the query's own position.
-    return _Sets(intervals, summaries, tuple(dict.fromkeys(min(s, T) for s in strides)))
+    strides = tuple(part.stride for part in parts if isinstance(part, Strided))
+    return _Sets(intervals, summaries, strides)
+
+
+def _as_interval(part: Pattern, T: int) -> Pattern:
+    """The shortest and the longest strides read intervals: all keys, and the query's own."""
+    if isinstance(part, Strided) and part.stride == 1:
+        return Dense()
+    if isinstance(part, Strided) and part.stride >= T:
+        return Local(1)
+    return part
 
 
 def _sweep(sets, chosen, T, device, *, inside=False, listed=False, strides=(), merges=False):
