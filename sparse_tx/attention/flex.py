@@ -1,0 +1,119 @@
+"""The ``flex`` engine: torch's FlexAttention with block masks made from tiles.
+
+A pattern that is strided alone is seen as columns, each with ordinary causal attention, because in
+place every causal tile of it is live. Everything else runs in place, under the block mask of
+``sparse_tx.masks``; no T x T predicate is ever evaluated. FlexAttention (Dong et al. 2024,
+arXiv:2412.05496) is compiled at the first call for each set of shapes. On a CPU it has no backward.
+"""
+
+import warnings
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from sparse_tx.errors import UserError
+from sparse_tx.masks import block_mask
+from sparse_tx.patterns import Dense, Layer, Pattern, Strided
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Up to this length the scores are smaller than what a compiler takes, and a CPU does without it.
+_EAGER = 512
+_COMPILATIONS = 256
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
+    """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
+
+    A query that may read no key at all gets zeros. Strided heads are copied where their columns do
+    not fill the last row, where T is not a multiple of the stride.
+
+    Raises:
+        UserError: gradients are asked for on a CPU.
+    """
+    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if q.device.type == "cpu" and wants_grad:
+        raise UserError(
+            "engine 'flex' computes no gradients on a CPU, because FlexAttention has no backward"
+            " there; use engine='views', or run it under torch.no_grad()"
+        )
+    groups: dict[int | None, list[int]] = {}
+    for head, pattern in enumerate(heads):
+        stride = pattern.stride if isinstance(pattern, Strided) else None
+        groups.setdefault(stride, []).append(head)
+    parts = []
+    for stride, chosen in groups.items():
+        own = [x if len(groups) == 1 else x[:, chosen] for x in (q, k, v)]
+        if stride is None:
+            parts.append(_in_place(*own, tuple(heads[head] for head in chosen), scale))
+        else:
+            parts.append(_in_columns(*own, min(stride, q.shape[2]), scale))
+    if len(parts) == 1:
+        return parts[0]
+    order = [head for chosen in groups.values() for head in chosen]
+    back = torch.tensor(order, device=q.device).argsort()
+    return torch.cat(parts, 1).index_select(1, back)
+
+
+def why_not(
+    device: torch.device, dtype: torch.dtype, D: int, D_v: int, heads: tuple[Pattern, ...]
+) -> str | None:
+    """Say in a sentence why this engine cannot run on such inputs, or None if it can."""
+    if device.type not in ("cuda", "cpu"):
+        return f"FlexAttention is used on CUDA and CPU, and the tensors are on '{device.type}'"
+    if device.type == "cuda" and dtype not in _DTYPES:
+        return f"FlexAttention takes bfloat16, float16 and float32 on CUDA, not {dtype}"
+    if device.type == "cuda" and min(D, D_v) < 16:
+        return f"FlexAttention needs head dimensions of at least 16 on CUDA, not {min(D, D_v)}"
+    return None
+
+
+def _in_place(q, k, v, heads: tuple[Pattern, ...], scale: float) -> Tensor:
+    return _flex(q, k, v, _mask(heads, q.shape[2], q.device), scale)
+
+
+def _in_columns(q, k, v, stride: int, scale: float) -> Tensor:
+    """Attend causally down the columns of the matrix whose rows are ``stride`` tokens wide."""
+    B, H, T, _ = q.shape
+    short = -T % stride
+    if short:  # no earlier query reads what fills the last row
+        q, k, v = (F.pad(x, (0, 0, 0, short)) for x in (q, k, v))
+    # Columns join with batch and heads in the order in which they lie in memory: that is a view.
+    by_head = q.stride(1) > q.stride(2)
+    q, k, v = (x.unflatten(2, (-1, stride)) for x in (q, k, v))  # (B, H, rows, s, D)
+    rows = q.shape[2]
+    if by_head:
+        columns = [x.transpose(2, 3).flatten(0, 1) for x in (q, k, v)]  # (B * H, s, rows, D)
+    else:
+        columns = [x.permute(0, 3, 1, 2, 4).flatten(1, 2) for x in (q, k, v)]  # (B, s * H, rows, D)
+    out = _flex(*columns, _mask((Dense(),), rows, q.device), scale)
+    if by_head:
+        out = out.unflatten(0, (B, H)).transpose(2, 3)
+    else:
+        out = out.unflatten(1, (stride, H)).permute(0, 2, 3, 1, 4)
+    return out.flatten(2, 3)[:, :, :T]
+
+
+@lru_cache(maxsize=32)
+def _mask(heads: tuple[Pattern, ...], T: int, device: torch.device) -> BlockMask:
+    # Kept from a call under inference mode, its tensors would be refused where gradients are made.
+    with torch.inference_mode(False):
+        return block_mask(Layer(heads), T, n_head=len(heads), device=device)
+
+
+def _flex(q, k, v, mask: BlockMask, scale: float) -> Tensor:
+    if q.device.type == "cpu" and q.shape[2] <= _EAGER:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+            return flex_attention(q, k, v, block_mask=mask, scale=scale)
+    # Each pattern and shape is a compilation of its own. Past the limit, fullgraph raises, where
+    # torch would otherwise materialise the scores.
+    with torch._dynamo.config.patch(recompile_limit=_COMPILATIONS):
+        return _compiled()(q, k, v, block_mask=mask, scale=scale)
+
+
+@lru_cache(maxsize=1)
+def _compiled():
+    return torch.compile(flex_attention, fullgraph=True, dynamic=False)
