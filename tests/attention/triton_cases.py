@@ -20,7 +20,7 @@ LAYERS = (
     "fixed:12:3",
     "fixed:12:3/dense/local:5/strided:4",
     "summary:6:2+local:3/block:9+strided:6",
-    "summary:9:2/summary:7:1+strided:5",
+    "summary:9:2/summary:7:1+strided:9",
 )
 MANY_TILES = (
     "local:40",
@@ -61,15 +61,20 @@ def check(notation, *inputs, scale=None):
         assert (a - b).abs().max().item() < TOLERANCE[a.dtype] * size, name
 
 
-@pytest.mark.parametrize("T", [1, 5, 37])
 @pytest.mark.parametrize("notation", HEADS)
-def test_equal_the_reference(notation, T):
-    check(notation, *make_inputs(1, 1, T, 16, 16))
+def test_equal_the_reference(notation):
+    check(notation, *make_inputs(1, 1, 37, 16, 16))
+
+
+@pytest.mark.parametrize("T", [1, 5])
+def test_short_sequences(T):
+    for notation in ("local:3", "strided:2", "fixed:8:2", "summary:4:1", "local:2+strided:3"):
+        check(notation, *make_inputs(1, 1, T, 16, 16))
 
 
 @pytest.mark.parametrize("notation", LAYERS)
 def test_patterns_that_differ_from_head_to_head(notation):
-    check(notation, *make_inputs(2, 4, 29, 16, 16))
+    check(notation, *make_inputs(1, 4, 29, 16, 16))
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (32, 16)])
@@ -95,17 +100,16 @@ def test_any_head_dimension(D, D_v):
 def test_half_precision(dtype):
     if DEVICE == "cpu" and dtype == torch.bfloat16:
         pytest.skip("the interpreter multiplies the bit patterns of bfloat16")
-    for notation in ("local:9+strided:4", "fixed:12:3"):
-        check(notation, *make_inputs(1, 1, 37, 16, 16, dtype))
+    check("local:9+strided:4+summary:7:2", *make_inputs(1, 1, 37, 16, 16, dtype))
 
 
 def test_any_strides():
     for notation in ("local:9+strided:4", "fixed:12:3"):
-        q, k, v, d_out = make_inputs(2, 2, 21, 16, 16)
+        q, k, v, d_out = make_inputs(2, 2, 11, 16, 16)
         check(notation, q.contiguous(), k.mT.contiguous().mT, v, d_out.contiguous())
         # Slices of one projection, and the gradient that a sum has: one number, expanded.
-        q, k, v = draw(2, 21, 3, 2, 16).transpose(1, 3).unbind(2)
-        check(notation, q, k, v, torch.ones(1, 1, 1, 1).expand(2, 2, 21, 16))
+        q, k, v = draw(2, 11, 3, 2, 16).transpose(1, 3).unbind(2)
+        check(notation, q, k, v, torch.ones(1, 1, 1, 1).expand(2, 2, 11, 16))
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1.7])
@@ -114,10 +118,9 @@ def test_any_scale(scale):
 
 
 def test_same_inputs_same_bits():
-    inputs = make_inputs(1, 2, 37, 16, 16)
-    for notation in ("local:9+strided:4", "fixed:12:3"):
-        first, second = (run(attend, notation, *inputs) for _ in range(2))
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    inputs = make_inputs(1, 1, 37, 16, 16)
+    first, second = (run(attend, "local:9+strided:4+summary:7:2", *inputs) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("notation", ["local:7", "strided:5", "fixed:8:2", "local:4+strided:6"])
@@ -148,10 +151,17 @@ def test_large_scores_do_not_overflow():
         assert (found[0] - exact[0]).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("notation", ["local:7", "strided:5", "fixed:8:2", "local:4+strided:6"])
+@pytest.mark.parametrize(
+    ("notation", "bad"),
+    [
+        ("local:7", float("nan")),
+        ("strided:9", float("nan")),
+        ("fixed:8:2", float("inf")),
+        ("local:4+strided:9", -float("inf")),
+    ],
+)
 def test_bad_numbers_reach_only_who_may_see_them(notation, bad):
-    T, at = 37, 17
+    T, at = 23, 9
     clean = make_inputs(1, 1, T, 16, 16)
     expected = run(attend, notation, *clean)
     sees = torch.from_numpy(paper_mask(notation, T))  # (queries, keys)
