@@ -39,6 +39,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: f
             "engine 'flex' computes no gradients on a CPU, because FlexAttention has no backward"
             " there; use engine='views', or run it under torch.no_grad()"
         )
+    if q.device.type == "cpu":  # under no_grad too, torch refuses what requires gradients
+        q, k, v = q.detach(), k.detach(), v.detach()
     groups: dict[int | None, list[int]] = {}
     for head, pattern in enumerate(heads):
         stride = pattern.stride if isinstance(pattern, Strided) else None
