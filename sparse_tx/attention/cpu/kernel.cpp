@@ -88,7 +88,10 @@ constexpr int kBytes = 16, kRows = 6;
 
 // Queries of a tile and keys of a block: multiples of kRows and of every kWidth.
 constexpr int kTile = 96;
-constexpr int kAhead = 8;  // rows that are fetched before they are copied
+constexpr int kKept = 4;         // blocks of keys that stay packed for the next tiles
+constexpr int kLongestRun = 4;   // tiles that one thread computes in turn, forward
+constexpr int kTasksAThread = 8;
+constexpr int kAhead = 8;        // rows that are fetched before they are copied
 constexpr double kLog2E = 1.4426950408889634;
 
 template <class T> struct Integer;
@@ -241,8 +244,9 @@ template <class T> struct Scratch {
         const int64_t n = kTile;
         T** pieces[] = {&q, &q_t, &d_out, &d_out_t, &k, &v, &scores, &d_scores, &sum,
                         &peak, &total, &lse, &delta};
-        const int64_t sizes[] = {n * wide, n * wide, n * wide_v, n * wide_v, n * wide, n * wide_v,
-                                 n * n, n * n, n * std::max(wide, wide_v), n, n, n, n};
+        const int64_t sizes[] = {n * wide, n * wide, n * wide_v, n * wide_v, kKept * n * wide,
+                                 kKept * n * wide_v, n * n, n * n, n * std::max(wide, wide_v),
+                                 n, n, n, n};
         int64_t size = 64;
         for (int64_t s : sizes) size += round_up(s * sizeof(T), 64);
         memory.reset(new char[size]());
@@ -296,8 +300,10 @@ public:
         int64_t first = start + n;
         for (int r = 0; r < n; ++r) first = std::min(first, interval_low(s, start + r));
         segments[0].positions = s.columns;
+        segments[0].first = 0, segments[0].step = 1;  // counted in the list
         segments[0].own = s.n_columns;
         segments[1].positions = nullptr;
+        first = first / kTile * kTile;  // blocks lie like tiles, and are packed once for several
         segments[1].first = first;
         segments[1].step = 1;
         segments[1].own = start - first;
@@ -419,9 +425,10 @@ public:
                 first = std::min(first, keys.low[r]);
                 last = std::max(last, keys.high[r]);
             }
-            int64_t split = std::clamp(keys.own, first, std::max(first, last));
+            if (first >= last) continue;
+            const int64_t split = std::clamp(keys.own, first, last);
             if (split < last && prepare_block(keys, split, last - split)) visit();
-            for (int64_t start = first; start < split; start += kTile)
+            for (int64_t start = first / kTile * kTile; start < split; start += kTile)
                 if (prepare_block(keys, start, std::min<int64_t>(kTile, split - start))) visit();
         }
     }
@@ -457,11 +464,24 @@ public:
             first_query[i] = first_query[i] / S::kWidth * S::kWidth;
             last_query[i] = std::min<int>(round_up(last_query[i], S::kWidth), kTile);
         }
-        const auto position = [&](int j) { return keys.position(start + j); };
-        finite = pack(p.k, batch, head, n, p.D, wide, T(1), w.k, position);
-        finite &= pack(p.v, batch, head, n, p.D_v, wide_v, T(1), w.v, position);
-        finite &= queries_finite;
+        load_keys(keys, start, n);
         return true;
+    }
+
+    // Pack a block of keys and values, unless it is kept from an earlier tile. Where a tile's keys
+    // have a list of positions, they are packed each time.
+    void load_keys(const Segment& keys, int64_t start, int n) {
+        const int64_t first = keys.position(start);
+        const int slot = (keys.first / keys.step + start) / kTile % kKept;
+        packed_k = w.k + slot * kTile * wide, packed_v = w.v + slot * kTile * wide_v;
+        Kept& block = kept[slot];
+        if (keys.positions || !block.holds(batch, head, first, keys.step, n)) {
+            const auto position = [&](int j) { return keys.position(start + j); };
+            block = {batch, head, first, keys.positions ? 0 : keys.step, n};
+            block.finite = pack(p.k, batch, head, n, p.D, wide, T(1), packed_k, position);
+            block.finite &= pack(p.v, batch, head, n, p.D_v, wide_v, T(1), packed_v, position);
+        }
+        finite = block.finite && queries_finite;
     }
 
     bool allowed(int j, int r) const {
@@ -517,22 +537,32 @@ public:
 
     // Call visit(j, c, lanes allowed) for the vectors of queries in the computed panels.
     template <class Visit> void for_each_vector(Visit visit) {
-        typedef typename S::IntVec IntVec;
-        for (int i = 0; i * kRows < n_keys; ++i)
-            for (int j = i * kRows; j < std::min(n_keys, (i + 1) * kRows); ++j)
-                for (int c = first_query[i]; c < last_query[i]; c += S::kLanes) {
-                    IntVec allow = ~IntVec{};
-                    if (masked) {
-                        const IntVec from = *reinterpret_cast<const IntVec*>(low + c);
-                        const IntVec to = *reinterpret_cast<const IntVec*>(high + c);
-                        const IntVec key = Int(j) - IntVec{};
-                        allow = (key >= from) & (key < to);
-                        if (period_queries)
-                            for (int lane = 0; lane < S::kLanes; ++lane)
-                                allow[lane] = allowed(j, c + lane) ? ~Int(0) : 0;
-                    }
-                    visit(j, c, allow);
-                }
+        if (!masked) {
+            for_each_vector(visit, [](int, int) { return ~typename S::IntVec{}; });
+        } else if (!period_queries) {
+            const Int *from = low, *to = high;
+            for_each_vector(visit, [from, to](int j, int c) {
+                const auto key = Int(j) - typename S::IntVec{};
+                return (key >= *reinterpret_cast<const typename S::IntVec*>(from + c))
+                    & (key < *reinterpret_cast<const typename S::IntVec*>(to + c));
+            });
+        } else {
+            for_each_vector(visit, [this](int j, int c) {
+                typename S::IntVec allow;
+                for (int lane = 0; lane < S::kLanes; ++lane)
+                    allow[lane] = allowed(j, c + lane) ? ~Int(0) : 0;
+                return allow;
+            });
+        }
+    }
+
+    template <class Visit, class Allow> void for_each_vector(Visit visit, Allow allow) {
+        const int keys = n_keys;
+        for (int i = 0; i * kRows < keys; ++i) {
+            const int first = first_query[i], last = last_query[i];
+            for (int j = i * kRows; j < std::min(keys, (i + 1) * kRows); ++j)
+                for (int c = first; c < last; c += S::kLanes) visit(j, c, allow(j, c));
+        }
     }
 
     // --- Forward ---
@@ -568,11 +598,12 @@ public:
         typedef typename S::Vec Vec;
         const T none = -std::numeric_limits<T>::infinity();
         if (masked) std::fill(w.scores, w.scores + n_keys * kTile, T(0));
-        score(w.k, wide, w.q_t, p.D, w.scores);
+        score(packed_k, wide, w.q_t, p.D, w.scores);
         alignas(64) T peak[kTile], sum[kTile] = {};
         std::copy(w.peak, w.peak + kTile, peak);
+        T* const scores = w.scores;
         for_each_vector([&](int j, int c, auto allow) {
-            T* here = w.scores + j * kTile + c;
+            T* here = scores + j * kTile + c;
             const Vec x = allow ? S::load(here) : S::splat(none);
             S::store(here, x);
             const Vec best = S::load(peak + c);
@@ -581,13 +612,13 @@ public:
         alignas(64) T base[kTile];
         for (int r = 0; r < kTile; ++r) base[r] = peak[r] == none ? T(0) : peak[r];
         for_each_vector([&](int j, int c, auto) {
-            T* here = w.scores + j * kTile + c;
+            T* here = scores + j * kTile + c;
             const Vec x = S::exp2(S::load(here) - S::load(base + c));
             S::store(here, x);
             S::store(sum + c, S::load(sum + c) + x);
         });
         rescale(peak, base, sum);
-        gather(w.scores, w.v, wide_v, w.sum);
+        gather(w.scores, packed_v, wide_v, w.sum);
     }
 
     // Make the earlier sums relative to the new peak, whose finite form is `base`.
@@ -610,7 +641,7 @@ public:
         alignas(64) T peak[kTile], sum[kTile] = {};
         std::copy(w.peak, w.peak + kTile, peak);
         for_each_allowed([&](int j, int r) {
-            const T x = dot(w.k + j * wide, w.q + r * wide, p.D);
+            const T x = dot(packed_k + j * wide, w.q + r * wide, p.D);
             w.scores[j * kTile + r] = x;
             if (!(x <= peak[r])) peak[r] = x;
         });
@@ -624,7 +655,7 @@ public:
         rescale(peak, base, sum);
         for_each_allowed([&](int j, int r) {
             for (int64_t d = 0; d < p.D_v; ++d)
-                w.sum[r * wide_v + d] += w.scores[j * kTile + r] * w.v[j * wide_v + d];
+                w.sum[r * wide_v + d] += w.scores[j * kTile + r] * packed_v[j * wide_v + d];
         });
     }
 
@@ -689,18 +720,20 @@ public:
             std::fill(w.scores, w.scores + n_keys * kTile, T(0));
             std::fill(w.d_scores, w.d_scores + n_keys * kTile, T(0));
         }
-        score(w.k, wide, w.q_t, p.D, w.scores);
-        score(w.v, wide_v, w.d_out_t, p.D_v, w.d_scores);
-        for_each_vector([&](int j, int c, auto allow) {
-            T *here = w.scores + j * kTile + c, *d_here = w.d_scores + j * kTile + c;
-            const Vec x = S::exp2(S::load(here) - S::load(w.lse + c));
+        score(packed_k, wide, w.q_t, p.D, w.scores);
+        score(packed_v, wide_v, w.d_out_t, p.D_v, w.d_scores);
+        T *const scores = w.scores, *const d_scores = w.d_scores;
+        const T *const lse = w.lse, *const delta = w.delta;
+        for_each_vector([=](int j, int c, auto allow) {
+            T *here = scores + j * kTile + c, *d_here = d_scores + j * kTile + c;
+            const Vec x = S::exp2(S::load(here) - S::load(lse + c));
             const Vec weight = allow ? x : Vec{};
             S::store(here, weight);
-            S::store(d_here, weight * (S::load(d_here) - S::load(w.delta + c)) * T(1 / kLog2E));
+            S::store(d_here, weight * (S::load(d_here) - S::load(delta + c)) * T(1 / kLog2E));
         });
         scatter(w.scores, w.d_out, wide_v, p.D_v, to_v, add);
         scatter(w.d_scores, w.q, wide, p.D, to_k, add);
-        gather(w.d_scores, w.k, wide, w.sum);
+        gather(w.d_scores, packed_k, wide, w.sum);
     }
 
     void backward_block_carefully(T* const* to_k, T* const* to_v, bool add) {
@@ -709,7 +742,7 @@ public:
             std::fill(to_v[j], to_v[j] + p.D_v, T(0));
         }
         for_each_allowed([&](int j, int r) {
-            const T *k = w.k + j * wide, *v = w.v + j * wide_v;
+            const T *k = packed_k + j * wide, *v = packed_v + j * wide_v;
             const T *q = w.q + r * wide, *d_out = w.d_out + r * wide_v;
             const T weight = std::exp2(dot(k, q, p.D) - w.lse[r]);
             const T d_score = weight * (dot(v, d_out, p.D_v) - w.delta[r]) * T(1 / kLog2E);
@@ -735,9 +768,21 @@ public:
     int n_queries = 0;
     bool queries_finite = true;
     int64_t spill_first = 0;
+    // Which keys a place for packed ones holds.
+    struct Kept {
+        int64_t batch = 0, head = 0, first = 0, step = 0;
+        int n = 0;
+        bool finite = false;
+
+        bool holds(int64_t b, int64_t h, int64_t from, int64_t apart, int count) const {
+            return batch == b && head == h && first == from && step == apart && n >= count;
+        }
+    };
+    Kept kept[kKept];
     // The current block.
     const Segment* segment = nullptr;
     int64_t block_start = 0;
+    T *packed_k = nullptr, *packed_v = nullptr;
     int n_keys = 0;
     bool masked = false, finite = true;
     alignas(64) Int low[kTile], high[kTile];  // of each query, the keys of the block it may read
@@ -783,54 +828,65 @@ int64_t tiles_of(int64_t length) { return (length + kTile - 1) / kTile; }
 
 int64_t column_length(const Sweep& s, int64_t g, int64_t T) { return (T - g + s.stride - 1) / s.stride; }
 
-// Units of work of a sweep, of which the last are the heaviest.
-int64_t forward_units(const Sweep& s, int64_t T) {
-    return s.stride ? std::min(s.stride, T) * tiles_of(column_length(s, 0, T)) : tiles_of(T);
+// How many queries a thread takes at once, forward: whole tiles, so that blocks of keys stay packed
+// from one to the next, but few enough of them to share out.
+int64_t run_length(const Problem& p) {
+    const int64_t tiles = tiles_of(p.T) * p.B * p.n_sweeps;
+    return kTile * std::clamp<int64_t>(tiles / (kTasksAThread * p.n_threads), 1, kLongestRun);
 }
 
-int64_t backward_units(const Sweep& s, int64_t T) {
-    return s.stride ? std::min(s.stride, T) : s.n_chunks;
+// Units of work of a sweep, of which the last are the heaviest.
+int64_t forward_units(const Problem& p, const Sweep& s) {
+    const int64_t columns = s.stride ? std::min(s.stride, p.T) : 1;
+    const int64_t length = s.stride ? column_length(s, 0, p.T) : p.T, run = run_length(p);
+    return columns * ((length + run - 1) / run);
+}
+
+int64_t backward_units(const Problem& p, const Sweep& s) {
+    return s.stride ? std::min(s.stride, p.T) : s.n_chunks;
 }
 
 // Take (unit, sweep, batch entry) triples: the heaviest units first, and neighbours in memory, the
 // heads of one position, one after another.
 template <class Visit>
-void take_tasks(const Problem& p, std::atomic<int64_t>& next, int64_t (*units)(const Sweep&, int64_t),
-                Visit visit) {
+void take_tasks(const Problem& p, std::atomic<int64_t>& next,
+                int64_t (*units)(const Problem&, const Sweep&), Visit visit) {
     int64_t most = 0;
-    for (int64_t s = 0; s < p.n_sweeps; ++s) most = std::max(most, units(p.sweeps[s], p.T));
+    for (int64_t s = 0; s < p.n_sweeps; ++s) most = std::max(most, units(p, p.sweeps[s]));
     const int64_t n_tasks = most * p.B * p.n_sweeps;
     for (int64_t task; (task = next++) < n_tasks;) {
         const Sweep& sweep = p.sweeps[task % p.n_sweeps];
         const int64_t b = task / p.n_sweeps % p.B, unit = most - 1 - task / p.n_sweeps / p.B;
-        if (unit < units(sweep, p.T)) visit(sweep, b, unit);
+        if (unit < units(p, sweep)) visit(sweep, b, unit);
     }
 }
 
 template <class T> void run_forward(const Problem& p, std::atomic<int64_t>& next) {
     Scratch<T> scratch(p.D, p.D_v);
     Task<T> task(p, scratch);
+    const int64_t run = run_length(p);
     take_tasks(p, next, forward_units, [&](const Sweep& s, int64_t b, int64_t unit) {
-        if (s.stride) {
-            const int64_t columns = std::min(s.stride, p.T);
-            const int64_t g = unit % columns, m = unit / columns * kTile;
-            const int n = std::min<int64_t>(kTile, column_length(s, g, p.T) - m);
-            if (n <= 0) return;
-            task.load_queries(b, s.head, g + m * s.stride, s.stride, n);
-            task.prepare_column(s, g, m, n);
-        } else {
-            const int64_t start = unit * kTile;
-            const int n = std::min<int64_t>(kTile, p.T - start);
-            task.load_queries(b, s.head, start, 1, n);
-            task.prepare_rows(s, start, n);
+        const int64_t columns = s.stride ? std::min(s.stride, p.T) : 1;
+        const int64_t g = unit % columns, step = s.stride ? s.stride : 1;
+        const int64_t length = s.stride ? column_length(s, g, p.T) : p.T;
+        const int64_t begin = unit / columns * run, end = std::min(length, begin + run);
+        for (int64_t m = begin; m < end; m += kTile) {
+            const int n = std::min<int64_t>(kTile, length - m);
+            task.load_queries(b, s.head, g + m * step, step, n);
+            s.stride ? task.prepare_column(s, g, m, n) : task.prepare_rows(s, m, n);
+            task.forward(s);
         }
-        task.forward(s);
     });
 }
 
 // The positions at which a chunk begins and ends: whole tiles.
 int64_t chunk_start(const Sweep& s, int64_t T, int64_t chunk) {
     return std::min(T, tiles_of(T) * chunk / s.n_chunks * kTile);
+}
+
+// The first key whose gradient a chunk may add to: panels are computed whole.
+int64_t spill_low(const Sweep& s, int64_t first) {
+    return std::min(first, Task<float>::interval_low(s, first)) / kRows * kRows;
 }
 
 template <class T> T* spill_of(const Problem& p, const Sweep& s, int64_t b, int64_t chunk) {
@@ -858,7 +914,7 @@ template <class T> void run_backward(const Problem& p, std::atomic<int64_t>& nex
         }
         const int64_t first = chunk_start(s, p.T, unit), end = chunk_start(s, p.T, unit + 1);
         const int64_t spill_columns = columns_before(s, first);
-        task.spill_first = std::min(first, Task<T>::interval_low(s, first));
+        task.spill_first = spill_low(s, first);
         for (int64_t start = first; start < end; start += kTile) {
             const int n = std::min<int64_t>(kTile, end - start);
             task.load_queries(b, s.head, start, 1, n);
@@ -879,7 +935,7 @@ template <class T> void run_unspill(const Problem& p, std::atomic<int64_t>& next
         T* dv = static_cast<T*>(p.dv.data) + b * p.dv.batch + s.head * p.dv.head;
         for (int64_t chunk = 1; chunk < s.n_chunks; ++chunk) {
             const int64_t first = chunk_start(s, p.T, chunk), n_columns = columns_before(s, first);
-            const int64_t low = std::min(first, Task<T>::interval_low(s, first));
+            const int64_t low = spill_low(s, first);
             const T* row = spill_of<T>(p, s, b, chunk);
             for (int64_t r = 0; r < n_columns + first - low; ++r, row += p.D + p.D_v) {
                 const int64_t key = r < n_columns ? s.columns[r] : low + r - n_columns;
@@ -899,7 +955,7 @@ int64_t sparse_spill_rows(const Sweep* sweep, int64_t T, int64_t chunk) {
     if (chunk == 0) return 0;
     const int64_t first = chunk_start(*sweep, T, chunk);
     if (first >= T) return 0;
-    const int64_t low = std::min(first, Task<float>::interval_low(*sweep, first));
+    const int64_t low = spill_low(*sweep, first);
     return columns_before(*sweep, first) + first - low;
 }
 
