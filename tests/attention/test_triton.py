@@ -104,6 +104,25 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is
 
 
 @needs_triton
+def test_short_sequences_are_not_timed_and_small_gpus_have_a_shape():
+    from sparse_tx.attention.triton import tuning
+
+    def shapes(kernel, dtype, T, span):
+        arguments = {"q": torch.empty(1, dtype=dtype), "T": T, "spacing": 1, "span": span}
+        return kernel.early_config_prune(None, arguments)
+
+    for notation, T, tuned in (("local:128", 1023, False), ("local:128", 1024, True)):
+        (sweep,) = plan(parse_layer(notation).heads(1), T, torch.device("cpu"))
+        for kernel in (tuning.forward, tuning.query_gradient, tuning.key_gradients):
+            for dtype in (torch.bfloat16, torch.float32):
+                assert (len(shapes(kernel, dtype, T, sweep.span)) > 1) == tuned
+                # Without stages to fill in advance, or with few rows, 99 KiB of memory suffice.
+                (small,) = shapes(kernel, dtype, T, 0)
+                blocks = small.kwargs["BLOCK_M"] * small.kwargs["BLOCK_N"]
+                assert blocks <= 2048 and (dtype != torch.float32 or small.num_stages == 1)
+
+
+@needs_triton
 def test_the_kernels_in_the_interpreter():
     if numbers("triton") < (3, 7) and numbers("numpy") >= (2, 4):
         pytest.skip("the interpreter of triton before 3.7 fails with numpy 2.4 and above")
