@@ -15,8 +15,9 @@ from sparse_tx.patterns import Pattern, parse_layer
 
 Attend = Callable[[Tensor, Tensor, Tensor, tuple[Pattern, ...], float], Tensor]
 
-# Intervals, summary positions and columns, and each way to leave out pairs that others compute.
-_LAYER = "local:50+summary:64:5+strided:24/strided:24+strided:40/strided:24"
+# Intervals, summary positions and columns, alone, together, and in each way in which pairs are left
+# out because others compute them.
+_LAYER = "local:50/summary:64:5/strided:24/local:50+summary:64:5+strided:24/strided:24+strided:40"
 _T = 307
 # Errors that are no rounding are of the size of the numbers themselves.
 _ROUNDINGS = 8
@@ -42,7 +43,8 @@ def failure_of(
 
 
 def _failure_of(attend, oracle, device, dtype, D, D_v) -> str | None:
-    heads = parse_layer(_LAYER).heads(3)
+    layer = parse_layer(_LAYER)
+    heads = layer.heads(len(layer.groups))
     generator = torch.Generator().manual_seed(0)
     inputs = [
         torch.randn(1, _T, len(heads), width, generator=generator, device="cpu").to(dtype)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparse_tx.attention import self_check
 from sparse_tx.attention.triton import why_not
 from sparse_tx.attention.triton.plan import Outside, plan
 from sparse_tx.patterns import parse_layer
@@ -73,6 +74,23 @@ def test_every_pair_is_planned_once(notation, T):
 def test_the_first_sweep_of_every_head_writes_its_rows():
     sweeps = plan(parse_layer("local:5/strided:4").heads(4), 100, torch.device("cpu"))
     assert [sweep.merges for sweep in sweeps] == [False, False]
+
+
+def test_the_self_check_has_every_kind_of_sweep():
+    layer = parse_layer(self_check._LAYER)
+    T = self_check._T
+    kinds = set()
+    for sweep in plan(layer.heads(len(layer.groups)), T, torch.device("cpu")):
+        assert all(counts.any() for counts in pairs_of(sweep, T).values())
+        kinds.add((sweep.inside, sweep.outside, sweep.taken, sweep.earlier is not None))
+    assert kinds == {
+        (True, Outside.NONE, False, False),
+        (True, Outside.LISTED, False, False),
+        (False, Outside.LISTED, False, False),
+        (False, Outside.COLUMN, False, False),
+        (False, Outside.COLUMN, True, False),
+        (False, Outside.COLUMN, False, True),
+    }
 
 
 def test_it_needs_a_gpu():
