@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class UserTypeError(UserError, TypeError):
+    """An argument is of a type that cannot be used: a ``TypeError`` to those who look for one."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """``"did you mean 'x'? "`` for the known word most like this one; empty if none is."""
     near = get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)

@@ -1,44 +1,109 @@
-"""``sparse_attention``: one call for every pattern and every engine."""
+"""``sparse_attention``: one call for every pattern and every engine.
 
-from collections.abc import Callable
+An engine is a module or package with two functions. ``attend(q, k, v, heads, scale)`` computes.
+``why_not(device, dtype, D, D_v, heads)`` says why it cannot on such inputs, or None; everything
+that decides it is known when a model is built.
+"""
+
+from functools import cache
+from numbers import Real
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from sparse_tx.attention import cpu, reference, views
-from sparse_tx.errors import UserError, nearest
-from sparse_tx.patterns import Layer, Pattern, parse_pattern
+from sparse_tx.attention import cpu, flex, reference, self_check, triton, views
+from sparse_tx.errors import UserError, UserTypeError, nearest
+from sparse_tx.patterns import Layer, Pattern, Stack, parse_pattern
 
-ENGINES: dict[str, Callable[..., Tensor]] = {
-    "reference": reference.attend,
-    "views": views.attend,
-    "cpu": cpu.attend,
+ENGINES: dict[str, ModuleType] = {
+    "reference": reference,
+    "views": views,
+    "cpu": cpu,
+    "flex": flex,
+    "triton": triton,
 }
+# What ``auto`` tries, best first; the last one can always run.
+_ON_CPU = ("cpu", "views")
+_ELSEWHERE = ("triton", "flex", "views")
+_MERITS = {
+    "cpu": "the native kernel, fastest on a CPU",
+    "triton": "fused kernels, which passed their self-check on this GPU",
+}
+# Engines whose kernels a compiler makes for the GPU at hand: ``auto`` has them prove themselves.
+_SELF_CHECKED = ("triton", "flex")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def resolve_engine(engine: str, device: torch.device) -> tuple[str, str]:
-    """Choose the engine that runs on ``device``: its name, and the reason in a few words.
-
-    Raises:
-        UserError: no engine has this name, or the named one cannot run there.
-    """
-    if engine == "auto":
-        if device.type != "cpu":
-            return "views", "runs on every device"
-        reason = cpu.why_not()
-        return ("views", reason) if reason else ("cpu", "the native kernel, fastest on a CPU")
-    if engine not in ENGINES:
+def check_engine_name(engine: str) -> None:
+    """Raise a ``UserError`` unless ``engine`` is ``auto`` or the name of an engine."""
+    if not isinstance(engine, str):
+        raise UserTypeError(
+            f"engine is {engine!r}; it must be one of the names auto, {', '.join(ENGINES)}"
+        )
+    if engine != "auto" and engine not in ENGINES:
         raise UserError(
             f"unknown attention engine '{engine}': {nearest(engine, ENGINES)}the engines are auto,"
             f" {', '.join(ENGINES)}"
         )
-    if engine == "cpu":
-        if device.type != "cpu":
+
+
+def resolve_engine(
+    engine: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    D: int,
+    D_v: int,
+    heads: tuple[Pattern, ...],
+) -> tuple[str, str]:
+    """Choose the engine for such inputs: its name, and the reason in words.
+
+    ``auto`` takes the best one that can run, and says why a better one cannot. Kernels compiled
+    for a GPU have to pass a self-check there, once in a process for every ``dtype``, ``D`` and
+    ``D_v``. An engine that is asked for by name is taken at its word.
+
+    Args:
+        engine: ``auto`` or a name.
+        device: where q, k and v are.
+        dtype: their type; under autocast, the one that it gives them.
+        D: head dimension of queries and keys.
+        D_v: head dimension of values.
+        heads: the pattern of every head.
+
+    Raises:
+        UserError: no engine has this name, or the named one cannot run on such inputs.
+    """
+    check_engine_name(engine)
+    inputs = (device, dtype, D, D_v, heads)
+    if engine != "auto":
+        reason = ENGINES[engine].why_not(*inputs)
+        if reason:
             raise UserError(
-                f"the attention engine 'cpu' got tensors on {device}; choose engine='views' there"
+                f"the attention engine '{engine}' cannot run here: {reason}; or choose"
+                " engine='views', which always can"
             )
-        cpu.load_kernel()
-    return engine, "asked for"
+        return engine, "asked for"
+    reasons = []
+    *better, last = _ON_CPU if device.type == "cpu" else _ELSEWHERE
+    for name in better:
+        reason = ENGINES[name].why_not(*inputs)
+        if not reason and name in _SELF_CHECKED:
+            reason = _failed_self_check(name, device, dtype, D, D_v)
+        if not reason:
+            return name, "; ".join(reasons) or _MERITS[name]
+        reasons.append(f"{name}: {reason}")
+    return last, "; ".join(reasons)
+
+
+@cache
+def _failed_self_check(
+    name: str, device: torch.device, dtype: torch.dtype, D: int, D_v: int
+) -> str | None:
+    failure = self_check.failure_of(
+        ENGINES[name].attend, reference.attend, device=device, dtype=dtype, D=D, D_v=D_v
+    )
+    return failure and f"its self-check on this GPU failed: {failure}"
 
 
 def sparse_attention(
@@ -58,29 +123,42 @@ def sparse_attention(
         v: values ``(B, H, T, D_v)``.
         pattern: one layer's patterns, as an object or in notation. A summary that is not pinned to
             a sub-block takes the one of each head.
-        engine: ``auto``, ``reference`` (the quadratic oracle), ``views`` (any device) or ``cpu`` (a
-            native kernel, which needs a C++ compiler at first use).
-        scale: factor of the scores; ``1 / sqrt(D)`` when not given.
+        engine: ``auto``; ``reference`` (the quadratic oracle); ``views`` (any device); ``cpu`` (a
+            native kernel, which needs a C++ compiler at first use); ``triton`` (NVIDIA GPUs); or
+            ``flex`` (torch's FlexAttention: GPUs, and CPUs without gradients). ``auto`` takes
+            ``cpu`` on a CPU and ``triton``, then ``flex``, on a GPU, as far as they can run and
+            their kernels pass a self-check there, else ``views``; see ``resolve_engine``.
+        scale: factor of the scores, a finite number; ``1 / sqrt(D)`` when not given.
 
     Returns:
         ``(B, H, T, D_v)``. A query that may read no key at all gets zeros.
 
     Raises:
-        UserError: shapes, types or devices that do not match; heads that the pattern cannot share
-            out; a pattern of several layers; an unknown engine.
+        UserError: shapes or devices that do not match; empty tensors; heads that the pattern
+            cannot share out; a pattern of several layers; a scale that is not finite; an engine
+            that is unknown or cannot run on such inputs. It is a ``ValueError``.
+        UserTypeError: arguments of the wrong type; tensors that are not dense, of one type and
+            floating-point. It is a ``TypeError`` too.
     """
     _check(q, k, v)
+    scale = _scale(scale, q.shape[3])
     heads = _layer(pattern).heads(q.shape[1])
-    name, _ = resolve_engine(engine, q.device)
-    return ENGINES[name](q, k, v, heads, q.shape[-1] ** -0.5 if scale is None else scale)
+    name, _ = resolve_engine(
+        engine, device=q.device, dtype=q.dtype, D=q.shape[3], D_v=v.shape[3], heads=heads
+    )
+    return ENGINES[name].attend(q, k, v, heads, scale)
 
 
-def _layer(pattern: Pattern | Layer | str) -> Layer:
+def _layer(pattern: Pattern | Layer | Stack | str) -> Layer:
     if isinstance(pattern, Layer):
         return pattern
     if isinstance(pattern, Pattern):
         return Layer((pattern,))
-    stack = parse_pattern(pattern)
+    stack = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    if not isinstance(stack, Stack):
+        raise UserTypeError(
+            f"pattern is {pattern!r}; give a pattern, a layer or text such as 'local:128'"
+        )
     if len(stack.layers) > 1:
         raise UserError(
             f"'{pattern}' describes {len(stack.layers)} layers, but attention is one layer; choose"
@@ -91,19 +169,45 @@ def _layer(pattern: Pattern | Layer | str) -> Layer:
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise UserTypeError(f"{name} is of type {type(x).__name__}; it must be a torch.Tensor")
+        if x.layout != torch.strided or x.is_nested:
+            raise UserTypeError(
+                f"{name} is {'nested' if x.is_nested else x.layout}; it must be a dense tensor, as"
+                " to_dense() or to_padded_tensor() give"
+            )
         if x.dim() != 4:
             raise UserError(f"{name} has shape {tuple(x.shape)}; it must be (B, H, T, D)")
-        if not x.is_floating_point() or x.dtype != q.dtype:
-            raise UserError(
-                f"{name} is {x.dtype} and q is {q.dtype}; all three must share one floating type"
+        if x.dtype not in _DTYPES:
+            raise UserTypeError(
+                f"{name} is {x.dtype}; convert it to float16, bfloat16, float32 or float64"
+            )
+        if x.dtype != q.dtype:
+            raise UserTypeError(
+                f"{name} is {x.dtype} and q is {q.dtype}; convert them to one type, as"
+                f" {name}.to(q.dtype) does"
             )
         if x.device != q.device:
             raise UserError(f"{name} is on {x.device} and q on {q.device}; use one device")
+        if x.is_meta:
+            raise UserError(f"{name} is on the device 'meta', which holds no numbers; use another")
+        if 0 in x.shape:
+            raise UserError(f"{name} has shape {tuple(x.shape)}; no dimension may be empty")
     if k.shape != q.shape:
         raise UserError(f"k has shape {tuple(k.shape)}, q {tuple(q.shape)}; they must be equal")
     if v.shape[:3] != q.shape[:3]:
         raise UserError(
             f"v has shape {tuple(v.shape)}, q {tuple(q.shape)}; all but the last must be equal"
         )
-    if 0 in q.shape or 0 in v.shape:
-        raise UserError(f"q has shape {tuple(q.shape)}; no dimension may be empty")
+
+
+def _scale(scale: float | None, D: int) -> float:
+    if scale is None:
+        return D**-0.5
+    if not isinstance(scale, Real) or isinstance(scale, bool):
+        raise UserTypeError(
+            f"scale is of type {type(scale).__name__}; it must be a number, as scale.item() gives"
+        )
+    if not abs(scale) <= torch.finfo(torch.float32).max:  # NaN is not
+        raise UserError(f"scale is {scale}; it must be finite in float32")
+    return float(scale)

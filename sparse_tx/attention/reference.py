@@ -11,6 +11,12 @@ from sparse_tx.masks import dense_mask
 from sparse_tx.patterns import Pattern
 
 
+def why_not(
+    device: torch.device, dtype: torch.dtype, D: int, D_v: int, heads: tuple[Pattern, ...]
+) -> None:
+    """Say why this engine cannot run on such inputs: it always can."""
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
     """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
 

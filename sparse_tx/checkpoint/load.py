@@ -1,6 +1,6 @@
 """Read a checkpoint, after proof that it is what was saved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,11 @@ def read_checkpoint(path: str | Path, *, with_training_state: bool = False) -> C
 
 
 def load_checkpoint(
-    path: str | Path, *, which: Which = "latest", device: str | torch.device = "cpu"
+    path: str | Path,
+    *,
+    which: Which = "latest",
+    device: str | torch.device = "cpu",
+    engine: str | None = None,
 ) -> tuple[GPT, Tokenizer, RunConfig]:
     """Load a trained model for use: in eval mode, with the averaged weights where there are any.
 
@@ -80,15 +84,19 @@ def load_checkpoint(
         path: a run directory, or one checkpoint folder.
         which: of a run directory, the ``latest`` checkpoint or the ``best`` by validation.
         device: where the model is put.
+        engine: the attention engine, if not the run's own: that may be one for another device.
 
     Returns:
         The model, its tokenizer, and the configuration of the run.
 
     Raises:
         UserError: no checkpoint is there, it is damaged, or its weights are not those of the model
-            that its configuration describes.
+            that its configuration describes; its attention engine cannot run on the device.
     """
     checkpoint = read_checkpoint(find_checkpoint(path, which))
+    if engine is not None:
+        model_config = replace(checkpoint.config.model, engine=engine)
+        checkpoint = replace(checkpoint, config=replace(checkpoint.config, model=model_config))
     symbols, rows = checkpoint.tokenizer.vocab_size, checkpoint.config.model.vocab_size
     if symbols != rows:
         raise UserError(
@@ -102,7 +110,8 @@ def load_checkpoint(
             f"the weights in '{checkpoint.path}' are not those of its configuration: {mismatch}"
         )
     model.load_state_dict(checkpoint.weights)
-    return model.to(device).eval(), checkpoint.tokenizer, checkpoint.config
+    model.to(device).eval().engine()  # one that cannot run is an error here, not in the first use
+    return model, checkpoint.tokenizer, checkpoint.config
 
 
 def _verify(path: Path, with_training_state: bool) -> Manifest:

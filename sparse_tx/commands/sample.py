@@ -57,6 +57,12 @@ def _parser() -> CommandParser:
         " several samples get -1, -2 and so on before the file's extension.",
     )
     add("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="Where to compute.")
+    add(
+        "--engine",
+        type=str,
+        default=None,
+        help="Attention engine; by default that of the run. auto takes the fastest that can run.",
+    )
     return parser
 
 
@@ -70,7 +76,7 @@ def _sample(argv: list[str]) -> int:
     outputs = _outputs(args.out, args.num_samples)
     path = find_checkpoint(args.checkpoint, args.which)
     prompt = _prompt(args.prompt, args.prompt_file)
-    model, tokenizer, config = load_checkpoint(path, device=device)
+    model, tokenizer, config = load_checkpoint(path, device=device, engine=args.engine)
     tokens = tokenizer.encode(prompt).astype("int64")
     steps = generate(
         model,

@@ -357,7 +357,7 @@ class _Display(Reporter):
         limits = [f"{recipe.max_steps:,} steps"] if recipe.max_steps else []
         limits += [f"{recipe.max_minutes:g} minutes"] if recipe.max_minutes else []
         per_step = recipe.batch_size * recipe.accumulation * config.seq_len
-        engine, reason = model.engine()
+        engine, reason = trainer.engine()
         self.say(
             f"model   {model.n_parameters():,} parameters, {config.n_layer} layers, width"
             f" {config.n_embd}, {config.n_head} heads, context {config.seq_len:,}\n"

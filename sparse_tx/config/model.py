@@ -60,7 +60,7 @@ class ModelConfig:
     chunk: int = 16_384
     """Tokens of the batch that feed-forward, head and loss take at a time."""
     engine: str = "auto"
-    """Attention engine: auto, reference, views or cpu."""
+    """Attention engine: auto, reference, views, cpu, flex or triton."""
 
     def __post_init__(self):
         for name in (

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparse_tx.attention import resolve_engine
+from sparse_tx.attention import check_engine_name, resolve_engine
 from sparse_tx.config import ModelConfig
 from sparse_tx.errors import UserError
 from sparse_tx.model.block import Block, make_norm
@@ -22,6 +22,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        check_engine_name(config.engine)  # whether it can run depends on where the model goes
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size + 1, config.n_embd)
         self.earlier_embeddings = nn.ModuleList(
@@ -38,11 +39,26 @@ class GPT(nn.Module):
         if not config.tie_embeddings:
             self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.initialise()
-        self.engine()  # one that is not there is an error here, not in the first step
 
     def engine(self) -> tuple[str, str]:
-        """The attention engine that runs where the model is now, and why it was chosen."""
-        return resolve_engine(self.config.engine, self.token_embedding.weight.device)
+        """The attention engine that runs where the model is now, and why it was chosen.
+
+        Under autocast, that for the type which it computes in.
+
+        Raises:
+            UserError: the configuration names an engine that cannot run there.
+        """
+        weight, H = self.token_embedding.weight, self.config.n_head
+        kind = weight.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        return resolve_engine(
+            self.config.engine,
+            device=weight.device,
+            dtype=torch.get_autocast_dtype(kind) if autocast else weight.dtype,
+            D=self.config.qk_width // H,
+            D_v=self.config.n_embd // H,
+            heads=tuple(head for layer in self.config.stack.layers for head in layer.heads(H)),
+        )
 
     @property
     def start_token(self) -> int:

@@ -90,6 +90,7 @@ class Trainer:
         self.stop_requested = False
         torch.manual_seed(self.recipe.seed)
         self.model = GPT(config.model).to(device)
+        self.engine()  # one that cannot run is an error here, not in the first step
         self.optimisers = make_optimisers(self.model, self.recipe)
         self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
         self.loader = WindowLoader(
@@ -244,6 +245,11 @@ class Trainer:
         where = self.last_checkpoint or "none was written yet"
         return f"resume with a lower {rates} from the last good checkpoint ({where})"
 
+    def engine(self) -> tuple[str, str]:
+        """The attention engine of a step, and why it was chosen."""
+        with self._autocast():
+            return self.model.engine()
+
     def _autocast(self):
         if self.recipe.precision == "fp32":
             return contextlib.nullcontext()
@@ -381,7 +387,7 @@ class Trainer:
             "corpus": self.corpus.fingerprint,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            "engine": list(self.model.engine()),
+            "engine": list(self.engine()),
             "step": self.step,
             "tokens": self.tokens,
             "nats": self._nats,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from sparse_tx import sparse_attention
 from sparse_tx.attention.cpu import build, operator
 from sparse_tx.errors import UserError
+from sparse_tx.patterns import Local
 from tests.attention.test_engines import largest_error, make_inputs, run
 from tests.helpers import HEADS, paper_mask
 
@@ -129,8 +130,11 @@ def test_a_machine_without_a_compiler(tmp_path, monkeypatch):
 def test_auto_without_the_kernel_says_why(monkeypatch):
     from sparse_tx.attention import cpu, resolve_engine
 
-    monkeypatch.setattr(cpu, "why_not", lambda: "no compiler")
-    assert resolve_engine("auto", torch.device("cpu")) == ("views", "no compiler")
+    monkeypatch.setattr(cpu, "why_no_kernel", lambda: "no compiler")
+    inputs = dict(device=torch.device("cpu"), dtype=torch.float32, D=8, D_v=8, heads=(Local(4),))
+    assert resolve_engine("auto", **inputs) == ("views", "cpu: no compiler")
+    with pytest.raises(UserError, match=r"'cpu' cannot run here: no compiler; .*engine='views'"):
+        resolve_engine("cpu", **inputs)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sparse_tx import sparse_attention
-from sparse_tx.attention.api import ENGINES
 from tests.helpers import HEADS, ODD_LENGTHS, paper_mask
 
 LAYERS = (
@@ -13,7 +12,8 @@ LAYERS = (
     "fixed:12:3/dense/local:5/strided:4",
     "summary:6:2+local:3/block:9+strided:6",
 )
-FAST_ENGINES = [name for name in ENGINES if name != "reference"]
+# Those for GPUs have files of their own.
+FAST_ENGINES = ("views", "cpu")
 
 
 def make_inputs(B, H, T, D, D_v, dtype=torch.float64, layout="BTHD", seed=0):
@@ -149,7 +149,7 @@ def test_large_scores_do_not_overflow(engine):
         assert largest_error([found[0].double()], expected[:1]) < 0.1
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", ("reference", *FAST_ENGINES))
 @pytest.mark.parametrize("pattern", HEADS)
 def test_forbidden_keys_have_no_gradient(engine, pattern):
     T, query = 37, 23
@@ -164,7 +164,7 @@ def test_forbidden_keys_have_no_gradient(engine, pattern):
     assert ((v.grad[0, 0] != 0).any(-1) == allowed).all()
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", ("reference", *FAST_ENGINES))
 @pytest.mark.parametrize("pattern", HEADS)
 def test_a_later_key_changes_no_earlier_bit(engine, pattern):
     q, k, v, _ = make_inputs(B=1, H=2, T=67, D=3, D_v=3, dtype=torch.float32)

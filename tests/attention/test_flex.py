@@ -1,5 +1,7 @@
 """The FlexAttention engine: forward on a CPU, as torch has it there; both ways on a GPU."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def test_columns_are_views(monkeypatch):
         seen.extend((q, k, v))
         return v
 
-    monkeypatch.setattr(flex, "_flex", spy)
+    monkeypatch.setattr(flex, "_flex_once", spy)
     for layout in ("BTHD", "BHTD"):
         seen.clear()
         inputs = draw(2, 3, 40, 16, 16, 16, layout=layout)
@@ -56,10 +58,49 @@ def test_columns_are_views(monkeypatch):
         assert torch.equal(out, inputs[2])  # there and back again
 
 
+def test_a_growing_text_is_compiled_for_few_lengths(monkeypatch):
+    compiled_for = set()
+
+    def spy(q, k, v, block_mask, scale):
+        compiled_for.add(tuple(q.shape))
+        return flex.flex_attention(q, k, v, block_mask=block_mask, scale=scale)
+
+    monkeypatch.setattr(flex, "_EAGER", 0)
+    monkeypatch.setattr(flex, "_compiled", lambda: spy)
+    for notation, few in (("local:7", 3), ("strided:5", 5)):
+        compiled_for.clear()
+        heads = parse_layer(notation).heads(2)
+        for T in (1, 5, 19, 100, 128, 130, 300):
+            inputs = draw(1, 2, T, 16, 16, 16)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+                found = flex.attend(*inputs, heads, 0.25)
+            expected = reference.attend(*(x.double() for x in inputs), heads, 0.25)
+            assert found.shape == expected.shape
+            assert (found - expected).abs().max() < 1e-5
+        assert len(compiled_for) <= few
+    gpu = torch.device("cuda")
+    lengths = [flex._compiled_length(T, gpu, least=128) for T in range(1, 4097)]
+    assert len(set(lengths)) <= 16
+    assert all(T <= length < T + max(128, T / 4) for T, length in enumerate(lengths, start=1))
+    assert flex._compiled_length(12_288, gpu, least=128) == 12_288
+
+
+def test_what_a_grid_cannot_hold_is_taken_in_pieces(monkeypatch):
+    monkeypatch.setattr(flex, "_MOST_PROGRAMS", 8)
+    for layout in ("BTHD", "BHTD"):
+        inputs = draw(3, 4, 37, 16, 16, 16, layout=layout)
+        for notation in ("local:7", "strided:5"):
+            heads = parse_layer(notation).heads(4)
+            found = flex.attend(*inputs, heads, 0.25)
+            expected = reference.attend(*(x.double() for x in inputs), heads, 0.25)
+            assert (found - expected).abs().max() < 1e-5
+
+
 def test_no_gradients_on_a_cpu():
     q, k, v = draw(1, 1, 8, 16, 16, 16)
     heads = parse_layer("local:4").heads(1)
-    with pytest.raises(UserError, match="engine='views'"):
+    with pytest.raises(UserError, match=r"q require gradients.*engine='views'"):
         flex.attend(q.requires_grad_(), k, v, heads, 0.25)
     with torch.no_grad():
         flex.attend(q, k, v, heads, 0.25)

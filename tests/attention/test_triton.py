@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparse_tx.attention import self_check
 from sparse_tx.attention.triton import why_not
 from sparse_tx.attention.triton.plan import Outside, plan
 from sparse_tx.patterns import parse_layer
@@ -75,6 +76,23 @@ def test_the_first_sweep_of_every_head_writes_its_rows():
     assert [sweep.merges for sweep in sweeps] == [False, False]
 
 
+def test_the_self_check_has_every_kind_of_sweep():
+    layer = parse_layer(self_check._LAYER)
+    T = self_check._T
+    kinds = set()
+    for sweep in plan(layer.heads(len(layer.groups)), T, torch.device("cpu")):
+        assert all(counts.any() for counts in pairs_of(sweep, T).values())
+        kinds.add((sweep.inside, sweep.outside, sweep.taken, sweep.earlier is not None))
+    assert kinds == {
+        (True, Outside.NONE, False, False),
+        (True, Outside.LISTED, False, False),
+        (False, Outside.LISTED, False, False),
+        (False, Outside.COLUMN, False, False),
+        (False, Outside.COLUMN, True, False),
+        (False, Outside.COLUMN, False, True),
+    }
+
+
 def test_it_needs_a_gpu():
     if find_spec("triton") is None:
         expected = "not installed"
@@ -101,6 +119,25 @@ def numbers(package: str) -> tuple[int, ...]:
 
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+
+@needs_triton
+def test_short_sequences_are_not_timed_and_small_gpus_have_a_shape():
+    from sparse_tx.attention.triton import tuning
+
+    def shapes(kernel, dtype, T, span):
+        arguments = {"q": torch.empty(1, dtype=dtype), "T": T, "spacing": 1, "span": span}
+        return kernel.early_config_prune(None, arguments)
+
+    for notation, T, tuned in (("local:128", 1023, False), ("local:128", 1024, True)):
+        (sweep,) = plan(parse_layer(notation).heads(1), T, torch.device("cpu"))
+        for kernel in (tuning.forward, tuning.query_gradient, tuning.key_gradients):
+            for dtype in (torch.bfloat16, torch.float32):
+                assert (len(shapes(kernel, dtype, T, sweep.span)) > 1) == tuned
+                # Without stages to fill in advance, or with few rows, 99 KiB of memory suffice.
+                (small,) = shapes(kernel, dtype, T, 0)
+                blocks = small.kwargs["BLOCK_M"] * small.kwargs["BLOCK_N"]
+                assert blocks <= 2048 and (dtype != torch.float32 or small.num_stages == 1)
 
 
 @needs_triton

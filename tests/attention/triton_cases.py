@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 
-from sparse_tx.attention import reference
+from sparse_tx.attention import reference, self_check
 from sparse_tx.attention.triton import attend, why_not
 from sparse_tx.patterns import parse_layer
 from tests.helpers import HEADS, paper_mask
@@ -182,6 +182,13 @@ def test_bad_numbers_reach_only_who_may_see_them(notation, bad):
         assert torch.equal(out[0, 0, ~queries], expected[0][0, 0, ~queries]), name
         if name == "v":
             assert not out[0, 0, queries].isfinite().all(-1).any()
+
+
+def test_the_self_check_passes(monkeypatch):
+    if DEVICE == "cpu":  # the interpreter is slow
+        monkeypatch.setattr(self_check, "_T", 67)
+    numbers = dict(device=torch.device(DEVICE), dtype=torch.float32, D=16, D_v=16)
+    assert self_check.failure_of(attend, reference.attend, **numbers) is None
 
 
 def test_it_says_why_it_cannot_run():

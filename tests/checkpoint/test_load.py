@@ -200,3 +200,12 @@ def test_the_manifest_can_be_checked_by_other_programs(save):
     for name, entry in manifest["files"].items():
         content = (path / name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_a_run_on_another_device_is_loaded_with_another_engine(save, run, make_config):
+    config = make_config(engine="triton")
+    save(1, config=config)
+    with pytest.raises(UserError, match="'triton' cannot run here"):
+        load_checkpoint(run)
+    model, _, found = load_checkpoint(run, engine="views")
+    assert model.engine()[0] == found.model.engine == "views"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import yaml
 
 from sparse_tx.config import ModelConfig, RunConfig, preset_names, preset_text
+from sparse_tx.errors import UserError
 from sparse_tx.model import GPT
 
 OPTIONS = {
@@ -255,3 +256,27 @@ def test_what_inference_computed_first_serves_training():
     with torch.inference_mode():
         model(draw_tokens(T=23))
     model.loss(draw_tokens(T=23), draw_tokens(T=23)).backward()
+
+
+def test_the_engine_is_that_of_where_the_model_is_and_what_it_computes_in(monkeypatch):
+    from sparse_tx.model import gpt
+
+    asked = {}
+    monkeypatch.setattr(gpt, "resolve_engine", lambda engine, **inputs: asked.update(inputs))
+    config = ModelConfig(n_head=2, n_embd=12, n_qk=8, seq_len=16, pattern="local:4,strided:4")
+    model = GPT(config)
+    model.engine()
+    assert asked["device"] == torch.device("cpu")
+    assert (asked["dtype"], asked["D"], asked["D_v"]) == (torch.float32, 4, 6)
+    assert "/".join(map(str, asked["heads"])) == "local:4/local:4/strided:4/strided:4"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.engine()
+    assert asked["dtype"] == torch.bfloat16
+
+
+def test_a_model_for_another_device_can_be_built_here():
+    model = GPT(ModelConfig(engine="triton"))
+    with pytest.raises(UserError, match="'triton' cannot run here"):
+        model.engine()
+    with pytest.raises(UserError, match=r"unknown attention engine 'tritone': did you mean"):
+        GPT(ModelConfig(engine="tritone"))

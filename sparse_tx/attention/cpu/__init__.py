@@ -4,7 +4,22 @@
 it, ``operator`` makes it an operator of torch.
 """
 
-from sparse_tx.attention.cpu.build import load_kernel, why_not
-from sparse_tx.attention.cpu.operator import attend
+import torch
 
-__all__ = ["attend", "load_kernel", "why_not"]
+from sparse_tx.attention.cpu.build import why_no_kernel
+from sparse_tx.attention.cpu.operator import attend
+from sparse_tx.patterns import Pattern
+
+__all__ = ["attend", "why_not"]
+
+
+def why_not(
+    device: torch.device, dtype: torch.dtype, D: int, D_v: int, heads: tuple[Pattern, ...]
+) -> str | None:
+    """Say in a sentence why this engine cannot run on such inputs, or None if it can.
+
+    The first call in a process loads the kernel, and compiles it if none has before.
+    """
+    if device.type != "cpu":
+        return f"its kernel is for CPUs, and the tensors are on '{device.type}'"
+    return why_no_kernel()

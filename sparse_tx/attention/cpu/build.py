@@ -36,7 +36,7 @@ def load_kernel() -> ctypes.CDLL:
 
 
 @cache
-def why_not() -> str | None:
+def why_no_kernel() -> str | None:
     """Why the kernel cannot be loaded, in a sentence; None where it can."""
     try:
         load_kernel()
@@ -73,14 +73,14 @@ def compile_kernel(folder: Path) -> Path:
                 log.write_text(f"{shlex.join(done.args)}\n{done.stderr}")
                 raise KernelError(
                     f"{command[0]} could not compile the native kernel (the whole of its message"
-                    f" is in {log}): {_first_error(done.stderr)}; choose engine='views', or another"
-                    " compiler with CXX=..."
+                    f" is in {log}): {_first_error(done.stderr)}; choose another compiler with"
+                    " CXX=..."
                 )
             os.replace(result, library)
     except OSError as error:
         raise KernelError(
             f"the native kernel cannot be written to {folder} ({error.strerror or error}); choose"
-            " another cache with XDG_CACHE_HOME=..., or engine='views'"
+            " another cache with XDG_CACHE_HOME=..."
         ) from error
     return library
 
@@ -93,7 +93,7 @@ def _compiler() -> list[str]:
     missing = f"CXX is '{chosen[0]}', which is" if chosen else f"{', '.join(COMPILERS)} are"
     raise KernelError(
         f"the native kernel needs a C++ compiler, and {missing} not on the PATH; install one (g++,"
-        " say), or choose engine='views'"
+        " say)"
     )
 
 

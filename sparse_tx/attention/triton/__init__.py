@@ -23,8 +23,10 @@ _WIDEST = 128
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
     """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
 
-    Differentiable, deterministic, and accumulated in float32. A query that may read no key at all
-    gets zeros, and gives no gradient. A NaN or an infinity stays in the rows that may see it.
+    Differentiable, and accumulated in float32. The same inputs give the same bits, as long as the
+    tile shapes timed at first use are the same: Triton's cache keeps them. A query that may read no
+    key at all gets zeros, and gives no gradient. A NaN or an infinity stays in the rows that may
+    see it.
     """
     from sparse_tx.attention.triton.launch import attend as launch
 

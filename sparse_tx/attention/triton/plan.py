@@ -23,6 +23,9 @@ from torch import Tensor
 
 from sparse_tx.patterns import BlockLocal, Dense, Local, Pattern, Strided, Summary
 
+# In shorter sequences a launch takes longer than what a better tile shape saves.
+_WORTH_TUNING = 1024
+
 
 class Outside(IntEnum):
     """Where the outside keys of a sweep are found."""
@@ -50,7 +53,8 @@ class Sweep:
         earlier: ``(n,)`` int32, strides whose pairs another sweep computes (columns only), or None.
         longest_list: the length of the longest list.
         merges: whether earlier sweeps have computed other keys of the same queries.
-        span: mean keys per query, rounded up to a power of two: what tuning depends on.
+        span: mean keys per query, rounded up to a power of two: what tuning depends on; 0 where T
+            is too small for tuning.
     """
 
     heads: Tensor
@@ -162,7 +166,7 @@ def _sweep(sets, chosen, T, device, *, inside=False, listed=False, strides=(), m
         outside=outside,
         start=start,
         after=after,
-        span=1 << max(0, int(mean) - 1).bit_length(),
+        span=1 << max(0, int(mean) - 1).bit_length() if T >= _WORTH_TUNING else 0,
         spacing=strides[-1] if strides else 1,
         listed=found[0],
         listed_below=found[1],
@@ -198,7 +202,7 @@ def _lists(summaries, T: int, device) -> tuple[Tensor, Tensor, int]:
         for part in parts:
             row |= part.allows(T, keys)
     below = torch.zeros((len(summaries), T + 1), dtype=torch.int32, device=device)
-    below[:, 1:] = read.cumsum(1)
+    below[:, 1:] = read.cumsum(1, dtype=torch.int32)
     longest = int(below[:, -1].max())
     listed = torch.zeros((len(summaries), max(1, longest)), dtype=torch.int32, device=device)
     for row, positions in zip(listed, read, strict=True):

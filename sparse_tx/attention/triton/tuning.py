@@ -1,7 +1,8 @@
 """Tile shapes: a few to choose from on a GPU, where Triton times them, and one elsewhere.
 
 The shapes are those whose loops ptxas compiles for sm_90 without spilling registers, in half
-precision and at D = 64 or 128.
+precision and at D = 64 or 128. The last of them fits into the 99 KiB of shared memory that the
+smaller GPUs give a program; it is the one that short sequences take, where nothing is timed.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ Shape = tuple[int, int, int, int]  # BLOCK_M, BLOCK_N, warps, stages
 _BY_QUERY = ((128, 128, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 8, 2), (64, 32, 4, 3))
 _BY_KEY = ((64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 3), (32, 128, 8, 2), (32, 64, 4, 3))
 # Without tensor cores, as for float32 in full precision, products live in registers.
-_FLOAT32 = ((32, 32, 4, 2), (32, 32, 8, 2))
+_FLOAT32 = ((32, 32, 4, 2), (32, 32, 8, 1))
 # The interpreter pays by the operation, not by its size.
 _INTERPRETED = (32, 16, 4, 1)
 
@@ -31,10 +32,10 @@ def _tuned(kernel, shapes: Sequence[Shape], own: int, flags: Sequence[str], outp
         return triton.autotune([_config(_INTERPRETED)], key=[])(kernel)
 
     def fitting(_, args, **__) -> list[triton.Config]:
-        if args["q"].element_size() == 4:
-            return [_config(shape) for shape in _FLOAT32]
+        able = _FLOAT32 if args["q"].element_size() == 4 else shapes
         length = -(-args["T"] // args["spacing"])
-        return [_config(shape) for shape in shapes if shape[own] <= max(64, 2 * length)]
+        worth = [shape for shape in able if shape[own] <= max(64, 2 * length)]
+        return [_config(shape) for shape in (worth if args["span"] else able[-1:])]
 
     return triton.autotune(
         [_config(shape) for shape in shapes],

@@ -10,6 +10,15 @@ Two ways of looking at a sequence turn every pattern into short runs of neighbou
 ``plan`` turns patterns into tiles, ``tiles`` computes them.
 """
 
-from sparse_tx.attention.views.tiles import attend
+import torch
 
-__all__ = ["attend"]
+from sparse_tx.attention.views.tiles import attend
+from sparse_tx.patterns import Pattern
+
+__all__ = ["attend", "why_not"]
+
+
+def why_not(
+    device: torch.device, dtype: torch.dtype, D: int, D_v: int, heads: tuple[Pattern, ...]
+) -> None:
+    """Say why this engine cannot run on such inputs: it always can."""
