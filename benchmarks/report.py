@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterable
 from itertools import groupby
 from statistics import median
+from textwrap import wrap
+
+WIDTH = 110
 
 
 def print_contenders(result: dict) -> None:
@@ -13,7 +16,7 @@ def print_contenders(result: dict) -> None:
     print(
         f"\nT {shape['T']:,}, H {shape['H']}, D {shape['D']}, {shape['dtype']} on"
         f" {shape['device']}; matrix product {with_range(result['gemm_gflops'])} GFLOP/s,"
-        f"\ncopy {with_range(result['copy_gb_per_s'])} GB/s; median (range) of {rounds} rounds;"
+        f"\ncopy {with_range(result['copy_gb_per_s'])} GB/s; median (range) of {_rounds(rounds)};"
         f" baseline {result['baseline']}"
     )
     print(
@@ -36,20 +39,21 @@ def print_contenders(result: dict) -> None:
         f" {copy:.3g} GB/s.\nMB: peak beyond the inputs."
     )
     for line in _remarks(result, rounds):
-        print(line)
+        _print_wrapped(line)
 
 
 def _remarks(result: dict, rounds: int) -> Iterable[str]:
-    forward_only = [name for name, row in result["contenders"].items() if not row["backward_s"]]
+    rows = result["contenders"]
+    forward_only = dict.fromkeys(row["engine"] for row in rows.values() if not row["backward_s"])
     if forward_only:
         yield (
-            "forward only, against dense's forward, as FlexAttention has no backward on a CPU:"
-            f" {', '.join(forward_only)}"
+            f"forward only, against dense's forward: {', '.join(forward_only)} (FlexAttention has"
+            " no backward on a CPU)"
         )
-    for name, row in result["contenders"].items():
+    for name, row in rows.items():
         n = len(row["forward_s"])
         if n < rounds:
-            yield f"{n} round{'s' if n > 1 else ''}, as it is slow: {name}"
+            yield f"{_rounds(n)}, as it is slow: {name}"
     for name, reason in result["left_out"].items():
         yield f"left out: {name}: {reason}"
     for engine, found in result["alternating_local_strided"].items():
@@ -57,8 +61,12 @@ def _remarks(result: dict, rounds: int) -> Iterable[str]:
         yield (
             f"local:128,strided:128 by {engine} against dense, two layers each:"
             f" {found['median']:.1f} times ({min(by_round):.1f} to {max(by_round):.1f} in"
-            f" {len(by_round)} rounds)"
+            f" {_rounds(len(by_round))})"
         )
+
+
+def _rounds(n: int) -> str:
+    return f"{n} round" if n == 1 else f"{n} rounds"
 
 
 def print_by_length(result: dict) -> None:
@@ -74,7 +82,7 @@ def print_by_length(result: dict) -> None:
             for name, reason in found["left_out"].items()
         }
         for name, reason in reasons.items():
-            print(f"{name}: {reason}")
+            _print_wrapped(f"{name}: {reason}")
     growth: dict[int, dict] = {}
     for name, found in result["peak_bytes_one_head"].items():
         pattern, engine = name.split(" by ")
@@ -96,6 +104,10 @@ def _print_lengths(title: str, by_length: dict[int, dict], cell: Callable[[dict]
             found = [by_length[T].get(name) for T in lengths]
             cells = "".join(f"{cell(own) if own else '-':>10}" for own in found)
             print(f"  {row['engine']:24}{cells}")
+
+
+def _print_wrapped(line: str) -> None:
+    print("\n".join(wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)))
 
 
 def by_pattern(rows: Iterable[dict]) -> Iterable[tuple[str, str, list[dict]]]:
