@@ -20,7 +20,7 @@ def print_contenders(result: dict) -> None:
         f" baseline {result['baseline']}"
     )
     print(
-        f"\n{'':18}{'forward, ms':22}{'backward, ms':22}{'times dense':17}"
+        f"\n{'':18}{'forward, ms':20}{'backward, ms':20}{'times dense':20}"
         f"{'GFLOP/s':>8}{'/gemm':>7}{'/roof':>7}{'MB':>8}"
     )
     for pattern, ratio, group in by_pattern(rows):
@@ -28,9 +28,9 @@ def print_contenders(result: dict) -> None:
         for row in group:
             backward = milliseconds(row["backward_s"]) if row["backward_s"] else "none"
             print(
-                f"  {row['engine']:16}{milliseconds(row['forward_s']):22}{backward:22}"
-                f"{with_range(row['speedups_by_round']):17}"
-                f"{row['useful_gflops']:8.4g}{row['useful_over_gemm']:7.2f}"
+                f"  {row['engine']:16}{milliseconds(row['forward_s']):20}{backward:20}"
+                f"{with_range(row['speedups_by_round']):20}"
+                f"{_short(row['useful_gflops']):>8}{row['useful_over_gemm']:7.2f}"
                 f"{row['achieved_over_roofline']:7.2f}"
                 f"{_megabytes(row):>8}"
             )
@@ -138,5 +138,5 @@ def with_range(values: list[float]) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, or all of those before the point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    """Three digits, or all of those before the point, or two of a small number."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.1 else f"{value:.2g}"

@@ -30,7 +30,6 @@ def test_one_command_writes_json_and_plot(tmp_path):
     engines = ["--engines", "views,sdpa-mask,local-attention"]
     done = run(*sizes, *patterns, *engines, "--out", str(tmp_path / "result.json"))
     assert done.returncode == 0, done.stderr
-    assert all(len(line) <= 110 for line in done.stdout.splitlines() if str(tmp_path) not in line)
 
     result = json.loads((tmp_path / "result.json").read_text())
     expected = {
