@@ -1,215 +1,209 @@
-"""Time and peak memory of sparse attention, beside dense attention, in one run.
+"""Time and peak memory of sparse attention beside dense attention and its peers, in one run.
 
     python benchmarks/attention.py --out benchmarks/results/attention.json
+    python benchmarks/attention.py --device cuda --dtype bfloat16 --head_dim 128
 
-Correctness comes first: every contender is held to the float64 reference at a length that this can
-take. Times are of forward and backward together, from interleaved rounds after a warm-up, as median
-and range. Memory is measured in a process of its own for each contender: the highest resident set
-during one forward and backward pass, less what was resident before it, inputs included there. There
-malloc gives freed memory back at once, so that the figure is of what is held, not of what it keeps.
+Correctness comes first: every contender, "PATTERN by ENGINE", is held to the float64 reference at a
+length that this can take. Times come from rounds in which all contenders take turns, after a first
+pass that does not count, as median and range. A contender whose passes are long gets fewer rounds,
+and is left out of further lengths where it would take too long; the output says so. On a GPU, times
+are the device's. Memory is what a pass takes at its peak beyond its inputs, in a fresh process.
+
+Useful FLOP/s count the floating-point operations on attended pairs: 2 D for each of 2 matrix
+products forward and 5 backward. They are set beside the machine's own matrix product, measured in
+the same rounds in the same precision, and beside the roofline (Williams et al. 2009), which is the
+least time that the machine could take:
+
+    roofline_s = max(useful FLOPs / (GEMM FLOP/s), compulsory bytes / (copy bytes/s))
+    achieved over roofline = roofline_s / median_s
+
+Compulsory bytes are those of reading every input once and writing every result once: q, k, v, out
+forward; these, the gradient of out and three gradients backward. Copying counts bytes read and
+bytes written. For a contender without a backward pass all of this, and its speed-up over dense, is
+of the forward pass alone.
 """
 
 import argparse
-import os
-import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import torch
-import torch.nn.functional as F
+from contenders import DEFAULT_ENGINES, Contender, Problem, line_up
+from measure import peak_bytes
 from provenance import write_result
-from rich.console import Console
-from rich.table import Table
+from report import print_by_length, print_contenders
+from sweep import Sweep, alternating
 
-from sparse_tx import parse_pattern, sparse_attention
+from sparse_tx import sparse_attention
+from sparse_tx.errors import UserError
 
 GATE_LENGTH = 700
-SDPA = "dense by sdpa"
+# Of out and of each gradient, the root mean square of errors over that of values. A window that is
+# off by one errs by its share of a query's weight, a tenth for 128 keys.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
-def attend(name: str, q, k, v):
-    """Run a contender: torch's dense attention, or PATTERN by ENGINE."""
-    if name == SDPA:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    pattern, engine = name.split(" by ")
-    return sparse_attention(q, k, v, pattern, engine=engine)
+def relative_error(contender: Contender, problem: Problem) -> float:
+    """The larger relative error, of out and of each gradient, against the float64 reference."""
+    q, k, v, d_out = problem.inputs()
+    backward = contender.has_backward(problem.device)
+    found = _results(contender.prepare(problem), (q, k, v), d_out, backward)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+
+    def reference(q, k, v):
+        return sparse_attention(q, k, v, contender.layer, engine="reference")
+
+    expected = _results(reference, wide, d_out.double(), backward)
+    return max(
+        ((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)
+    )
 
 
-def make_inputs(H: int, T: int, D: int, dtype=torch.float32):
-    """q, k, v and a gradient, ``(1, H, T, D)`` views of ``(1, T, H, D)`` memory."""
-    torch.manual_seed(0)
-    q, k, v, d_out = (torch.randn(1, T, H, D, dtype=dtype).transpose(1, 2) for _ in range(4))
-    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), d_out
+def _results(attend, qkv, d_out, backward: bool) -> list[torch.Tensor]:
+    with torch.set_grad_enabled(backward):
+        out = attend(*qkv)
+        grads = torch.autograd.grad(out, qkv, d_out) if backward else ()
+    return [out.detach(), *grads]
 
 
-def forward_backward(name: str, q, k, v, d_out) -> tuple[float, float]:
-    """Seconds of the forward and of the backward pass."""
-    begin = time.perf_counter()
-    out = attend(name, q, k, v)
-    middle = time.perf_counter()
-    out.backward(d_out)
-    end = time.perf_counter()
-    q.grad = k.grad = v.grad = None
-    return middle - begin, end - middle
+def pass_gate(contenders: list[Contender], problem: Problem) -> tuple[dict, dict]:
+    """Relative errors of those that compute their pattern, and why others do not take part.
+
+    Raises:
+        SystemExit: a contender computes something else.
+    """
+    errors, left_out = {}, {}
+    for contender in contenders:
+        try:
+            errors[contender] = relative_error(contender, problem)
+        except UserError as reason:
+            left_out[contender] = str(reason)
+            continue
+        limit = TOLERANCE[problem.dtype]
+        if not errors[contender] <= limit:
+            raise SystemExit(
+                f"{contender} is wrong before it is fast: its relative error against the float64"
+                f" reference at {problem.T} positions is {errors[contender]:.2g}, and"
+                f" {limit:.2g} is allowed"
+            )
+    return errors, left_out
 
 
-def largest_error(name: str, H: int, D: int) -> float:
-    """The largest deviation, outputs and gradients, from the reference in float64."""
-    pattern = name.split(" by ")[0]
-    found, expected = [], []
-    for results, dtype in ((found, torch.float32), (expected, torch.float64)):
-        q, k, v, d_out = make_inputs(H, GATE_LENGTH, D)
-        q, k, v = (x.detach().to(dtype).requires_grad_() for x in (q, k, v))
-        if dtype == torch.float64:
-            out = sparse_attention(q, k, v, pattern, engine="reference")
-        else:
-            out = attend(name, q, k, v)
-        out.backward(d_out.to(dtype))
-        results += [out.detach(), q.grad, k.grad, v.grad]
-    return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
+def growth_of_one_head(
+    sweep: Sweep, problem: Problem, lengths: list[int]
+) -> dict[str, dict[int, int]]:
+    """Peak bytes of one head at each length, for all that need not compile nor take too long.
+
+    The shape is another than that of the passes that were timed, so that a contender which compiles
+    would have to do so again, for long on a CPU.
+    """
+    found = {}
+    for contender in sweep.contenders:
+        if contender.compiles() and problem.device == "cpu":
+            continue
+        for T in lengths:
+            one = replace(problem, H=1, T=T)
+            if not contender.is_baseline and not sweep.why_not(contender, one):
+                found.setdefault(str(contender), {})[T] = peak_bytes(contender, one)
+    return found
 
 
-def resident_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
+def lengths(text: str) -> list[int]:
+    """Read ``1024,4096``: lengths in tokens, each once, in ascending order."""
+    found = [int(word) for word in text.split(",") if word.strip()]
+    if any(T < 1 for T in found):
+        raise ValueError(text)
+    return sorted(set(found))
 
 
-def measure_peak(name: str, H: int, T: int, D: int) -> int:
-    """In this process: peak resident bytes of one pass beyond what its inputs take."""
-    forward_backward(name, *make_inputs(1, 300, D))  # libraries load and threads start
-    inputs = make_inputs(H, T, D)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = resident_bytes("VmRSS")
-    q, k, v, d_out = inputs
-    attend(name, q, k, v).backward(d_out)
-    return resident_bytes("VmHWM") - before
-
-
-def measure_peak_apart(name: str, H: int, T: int, D: int) -> int:
-    """``measure_peak`` in a fresh process."""
-    command = [sys.executable, __file__, "--measure_peak", name, str(H), str(T), str(D)]
-    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return int(done.stdout)
-
-
-def gemm_gflops() -> float:
-    """The machine's matrix product, 2048^3 in float32."""
-    a = torch.randn(2048, 2048)
-    a @ a
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - begin)
-    return 2 * 2048**3 / median(seconds) / 1e9
-
-
-def pairs_per_head(name: str, H: int, T: int) -> float:
-    stack = parse_pattern(name.split(" by ")[0])
-    return sum(pattern.count_pairs(T) for pattern in stack.layer(0).heads(H)) / H
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--patterns", default="local:128;strided:128;fixed:128:32", help="separated by ;")
+    add("--engines", help="ours and others', separated by , (default: all that may run)")
+    add("--seq_len", type=int, default=12_288, help="tokens, of the table")
+    add("--lengths", type=lengths, default="1024,4096,32768", help="tokens, further, of the plot")
+    add("--growth", type=lengths, default="16384,131072", help="tokens, of one head's memory")
+    add("--n_head", type=int, default=8)
+    add("--head_dim", type=int, default=64)
+    add("--rounds", type=int, default=5, help="at seq_len; at most three at the other lengths")
+    add("--seconds", type=float, default=15, help="what a contender's rounds at a length may take")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--out", help="where the JSON goes, and beside it the plot as PNG")
+    args = parser.parse_args()
+    for name in ("seq_len", "n_head", "head_dim", "rounds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; give 1 or more")
+    if args.device == "cpu" and args.dtype != "float32":
+        parser.error(f"--dtype {args.dtype} needs --device cuda; a CPU is measured in float32")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    args.patterns = args.patterns.split(";")
+    args.engines = (args.engines or DEFAULT_ENGINES[args.device]).split(",")
+    try:
+        args.contenders = line_up(args.patterns, args.engines, args.device)
+        for contender in args.contenders:
+            contender.layer.heads(args.n_head)
+    except UserError as error:
+        parser.error(str(error))
+    return args
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--measure_peak"]:
-        name, *sizes = sys.argv[2:]
-        print(measure_peak(name, *map(int, sizes)))
-        return
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seq_len", type=int, default=12_288)
-    parser.add_argument("--n_head", type=int, default=8)
-    parser.add_argument("--head_dim", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--patterns", default="local:128;strided:128;fixed:128:32")
-    parser.add_argument("--engines", default="cpu,views")
-    parser.add_argument("--growth", default="8192,16384,32768,65536,131072")
-    parser.add_argument("--out")
-    args = parser.parse_args()
-    H, T, D = args.n_head, args.seq_len, args.head_dim
-    engines = args.engines.split(",")
-    names = [SDPA]
-    names += [
-        f"{pattern} by {engine}" for pattern in args.patterns.split(";") for engine in engines
-    ]
-
-    errors = {name: largest_error(name, H, D) for name in names}
-    assert max(errors.values()) < 1e-4, f"wrong before it is fast: {errors}"
-
-    inputs = make_inputs(H, T, D)
-    for name in names:
-        forward_backward(name, *inputs)
-    seconds = {name: [] for name in names}
-    gemm = []
-    for _ in range(args.rounds):
-        gemm.append(gemm_gflops())
-        for name in names:
-            seconds[name].append(forward_backward(name, *inputs))
-    del inputs
-
-    table = Table(title=f"forward + backward, T {T:,}, H {H}, D {D}, float32")
-    for column in ("", "seconds", "range", "x dense", "pairs", "GFLOP/s", "of gemm", "peak MB"):
-        table.add_column(column, justify="right")
-    rows = {}
-    dense = median(map(sum, seconds[SDPA]))
-    for name in names:
-        totals = [sum(pair) for pair in seconds[name]]
-        # 2 products forward and 5 backward, 2 D operations each for every attended pair.
-        useful = 7 * 2 * D * pairs_per_head(name, H, T) * H / median(totals) / 1e9
-        peak = measure_peak_apart(name, H, T, D)
-        rows[name] = {
-            "forward_s": [f for f, _ in seconds[name]],
-            "backward_s": [b for _, b in seconds[name]],
-            "median_s": median(totals),
-            "speedup_over_dense": dense / median(totals),
-            "pair_ratio": pairs_per_head(SDPA, H, T) / pairs_per_head(name, H, T),
-            "useful_gflops": useful,
-            "useful_over_gemm": useful / median(gemm),
-            "peak_bytes": peak,
-            "largest_error": errors[name],
-        }
-        table.add_row(
-            name,
-            f"{median(totals):.3f}",
-            f"{min(totals):.3f}-{max(totals):.3f}",
-            f"{dense / median(totals):.1f}",
-            f"{rows[name]['pair_ratio']:.1f}",
-            f"{useful:.1f}",
-            f"{useful / median(gemm):.2f}",
-            f"{peak / 1e6:.0f}",
-        )
-    Console().print(table)
-    alternating = {}
-    for engine in engines:
-        pair = [f"local:128 by {engine}", f"strided:128 by {engine}"]
-        if set(pair) <= set(names):
-            by_round = [
-                2 * sum(d) / (sum(a) + sum(b))
-                for d, a, b in zip(seconds[SDPA], *(seconds[name] for name in pair), strict=True)
-            ]
-            alternating[engine] = {"speedups_by_round": by_round, "median": median(by_round)}
-            print(
-                f"local:128,strided:128 by {engine} against dense, two layers each:"
-                f" {median(by_round):.1f} times ({min(by_round):.1f} to {max(by_round):.1f} in"
-                f" {args.rounds} rounds)"
-            )
-    growth = {}
-    for name in names[1:]:
-        growth[name] = {n: measure_peak_apart(name, 1, int(n), D) for n in args.growth.split(",")}
-        print(f"peak MB, one head, {name}:", {n: round(b / 1e6) for n, b in growth[name].items()})
-    write_result(
-        args.out,
-        {
-            "shape": {"B": 1, "H": H, "T": T, "D": D, "dtype": "float32"},
-            "gemm_gflops": gemm,
-            "contenders": rows,
-            "alternating_local_strided": alternating,
-            "peak_bytes_one_head": growth,
-        },
+    args = arguments()
+    problem = Problem(
+        args.n_head, args.seq_len, args.head_dim, args.device, getattr(torch, args.dtype)
     )
+    _progress("correctness")
+    errors, left_out = pass_gate(args.contenders, replace(problem, T=GATE_LENGTH))
+    sweep = Sweep(errors, args.seconds)
+    by_length = {}
+    for T in sorted({*args.lengths, args.seq_len}):
+        _progress(f"{T:,} positions")
+        here = replace(problem, T=T)
+        rounds = args.rounds if args.seq_len == T else min(3, args.rounds)
+        by_length[T] = sweep.run(here, rounds)
+        for contender, error in errors.items():
+            row = by_length[T]["contenders"].get(str(contender))
+            if row:
+                row |= {
+                    "relative_error": error,
+                    "peak_bytes": peak_bytes(contender, here),
+                }
+    _progress("memory of one head")
+    growth = growth_of_one_head(sweep, problem, args.growth)
+    table = by_length[args.seq_len]
+    result = {
+        "shape": {
+            "B": 1,
+            "H": args.n_head,
+            "T": args.seq_len,
+            "D": args.head_dim,
+            "dtype": args.dtype,
+            "device": args.device,
+        },
+        **table,
+        "left_out": {str(contender): why for contender, why in left_out.items()}
+        | table["left_out"],
+        "alternating_local_strided": alternating(table["contenders"], args.engines),
+        "lengths": {T: found for T, found in by_length.items() if args.seq_len != T},
+        "peak_bytes_one_head": growth,
+    }
+    print_contenders(result)
+    print_by_length(result)
+    write_result(args.out, result)
+    if args.out:
+        from attention_plot import draw  # matplotlib takes a second to import
+
+        draw(result, Path(args.out).with_suffix(".png"))
+
+
+def _progress(what: str) -> None:
+    print(f"measuring: {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ def provenance() -> dict:
         "command": "python " + " ".join([str(Path(sys.argv[0]).name), *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "numpy")},
+        "versions": _versions("torch", "numpy", "triton", "local-attention"),
         "machine": {
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)),
@@ -43,6 +44,15 @@ def write_result(path: str | None, result: dict) -> None:
     temporary.write_text(json.dumps({"provenance": provenance()} | result, indent=1) + "\n")
     temporary.replace(target)
     print(f"written to {path}")
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _git(*arguments: str) -> str:
