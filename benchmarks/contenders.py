@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import import_module
 from importlib.util import find_spec
 from math import ceil, inf
 
@@ -109,7 +108,7 @@ class Contender:
         prepare = PEERS.get(self.engine)
         if prepare:
             return prepare(self.layer, problem)
-        return _engine_of_ours(self.engine, self.layer, problem)
+        return lambda q, k, v: sparse_attention(q, k, v, self.layer, engine=self.engine)
 
 
 def line_up(patterns: list[str], engines: list[str], device: str) -> list[Contender]:
@@ -118,8 +117,7 @@ def line_up(patterns: list[str], engines: list[str], device: str) -> list[Conten
     Raises:
         UserError: there is no such engine or pattern.
     """
-    known = [*ENGINES, *(name for name in OURS if name not in ENGINES)]
-    known += [name for name in PEERS if name not in BASELINES]
+    known = [*ENGINES, *(name for name in PEERS if name not in BASELINES)]
     for engine in engines:
         if engine not in known:
             raise UserError(
@@ -131,18 +129,6 @@ def line_up(patterns: list[str], engines: list[str], device: str) -> list[Conten
     for contender in contenders:
         contender.layer  # noqa: B018 - a pattern that cannot be read fails here
     return contenders
-
-
-def _engine_of_ours(engine: str, layer: Layer, problem: Problem) -> Attend:
-    if engine in ENGINES:
-        return lambda q, k, v: sparse_attention(q, k, v, layer, engine=engine)
-    module = import_module(f"sparse_tx.attention.{engine}")
-    heads = layer.heads(problem.H)
-    device = torch.device(problem.device)
-    reason = module.why_not(device, problem.dtype, problem.D, problem.D, heads)
-    if reason:
-        raise UserError(f"engine '{engine}': {reason}")
-    return lambda q, k, v: module.attend(q, k, v, heads, problem.D**-0.5)
 
 
 def _sdpa(backend: SDPBackend | None) -> Callable[[Layer, Problem], Attend]:
@@ -230,7 +216,6 @@ def _local_attention(layer: Layer, problem: Problem) -> Attend:
     return lambda q, k, v: attention(q, k, v, attn_bias=bias)
 
 
-OURS = ("cpu", "views", "triton", "flex", "reference")
 PEERS: dict[str, Callable[[Layer, Problem], Attend]] = {
     "sdpa": _sdpa(None),
     "sdpa-flash": _sdpa(SDPBackend.FLASH_ATTENTION),
