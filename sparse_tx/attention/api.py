@@ -122,7 +122,8 @@ def sparse_attention(
         k: keys, of the same shape.
         v: values ``(B, H, T, D_v)``.
         pattern: one layer's patterns, as an object or in notation. A summary that is not pinned to
-            a sub-block takes the one of each head.
+            a sub-block takes the one of each head. In a graph that ``torch.compile`` may not break,
+            an object.
         engine: ``auto``; ``reference`` (the quadratic oracle); ``views`` (any device); ``cpu`` (a
             native kernel, which needs a C++ compiler at first use); ``triton`` (NVIDIA GPUs); or
             ``flex`` (torch's FlexAttention: GPUs, and CPUs without gradients). ``auto`` takes

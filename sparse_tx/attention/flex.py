@@ -30,6 +30,7 @@ _TILE = 128
 _MOST_PROGRAMS = 65_535
 
 
+@torch.compiler.disable
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
     """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
 

@@ -1,5 +1,6 @@
 """What all commands share: how flags are read, and how mistakes are reported."""
 
+import logging
 import os
 import re
 import sys
@@ -135,6 +136,10 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None) -> int
     A ``UserError`` becomes one line on stderr and status 2, Ctrl-C status 130; any other exception
     is a defect and keeps its traceback.
     """
+    log = logging.getLogger("sparse_tx")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except UserError as error:

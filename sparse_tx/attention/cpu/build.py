@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -11,12 +12,16 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from sparse_tx.errors import UserError
 from sparse_tx.folders import default_cache_dir
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
+
+_log = logging.getLogger(__name__)
 
 
 class KernelError(UserError):
@@ -35,9 +40,14 @@ def load_kernel() -> ctypes.CDLL:
     return ctypes.CDLL(str(compile_kernel(default_cache_dir() / "kernels")))
 
 
-@cache
+@torch.compiler.assume_constant_result  # nothing here is for torch.compile to trace
 def why_no_kernel() -> str | None:
     """Why the kernel cannot be loaded, in a sentence; None where it can."""
+    return _failure()
+
+
+@cache
+def _failure() -> str | None:
     try:
         load_kernel()
     except KernelError as error:
@@ -56,6 +66,7 @@ def compile_kernel(folder: Path) -> Path:
     library = folder / f"attention-{hashlib.sha256(identity).hexdigest()[:16]}.so"
     if library.exists():
         return library
+    _log.info("compiling the attention kernel for this CPU, once: some ten seconds")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="unfinished-") as work:

@@ -20,16 +20,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: f
     Differentiable. A query that may read no key at all gets zeros, and gives no gradient. Half
     precision is computed in float32.
     """
-    load_kernel()
     dtype = q.dtype
     if dtype not in (torch.float32, torch.float64):
         q, k, v = q.float(), k.float(), v.float()
-    return _attention(q, k, v, _notation(heads), scale)[0].to(dtype)
-
-
-@lru_cache(maxsize=64)
-def _notation(heads: tuple[Pattern, ...]) -> str:
-    return "/".join(map(str, heads))
+    return _attention(q, k, v, "/".join(map(str, heads)), scale)[0].to(dtype)
 
 
 @lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ _PARTS = (Dense, Local, BlockLocal, Strided, Summary)
 _WIDEST = 128
 
 
+@torch.compiler.disable
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
     """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
 

@@ -31,6 +31,7 @@ _NO_KEY = -1e30
 _PIECE = 64
 
 
+@torch.compiler.disable
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
     """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
 
