@@ -79,6 +79,23 @@ def test_what_is_not_finite_stays_with_those_who_may_see_it(pattern, value):
             assert not out[sees].isfinite().all()
 
 
+@pytest.fixture
+def poisoned():
+    """Memory that torch hands out uninitialised is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("pattern", [*HEADS, "summary:10:2+strided:4", "summary:9:9+strided:300"])
+@pytest.mark.parametrize("T", [1, 97, 230])
+def test_nothing_is_read_before_it_is_written(pattern, T):
+    inputs = make_inputs(B=2, H=2, T=T, D=5, D_v=6)
+    found, expected = run("cpu", pattern, *inputs), run("reference", pattern, *inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 def test_errors_in_float32_are_no_larger_than_torch_s_own():
     inputs = make_inputs(B=1, H=4, T=800, D=64, D_v=64, dtype=torch.float32)
     expected = run("reference", "dense", *(x.double() for x in inputs))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_tx.attention.cpu.build import load_kernel
 from sparse_tx.attention.cpu.sweeps import Problem, TensorView, phases
-from sparse_tx.patterns import Pattern, Summary, parse_pattern
+from sparse_tx.patterns import Pattern, parse_pattern
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
@@ -115,8 +115,7 @@ def _run(name: str, tensors: dict[str, Tensor], lse: Tensor, notation: str, scal
     problem.parallel = _thread_pool()
     for key, x in tensors.items():
         setattr(problem, key, TensorView(x.data_ptr(), *x.stride()[:3]))
-    # Where every query reads its own position, every gradient is written before it is added to.
-    problem.grads_are_zero = not all(map(_reads_itself, heads))
+    problem.grads_are_zero = not phases(heads, B, T)[0].reads_every_key
     if name == "backward" and problem.grads_are_zero:
         tensors["dk"].zero_(), tensors["dv"].zero_()
     suffix = "double" if q.dtype == torch.float64 else "float"
@@ -129,10 +128,6 @@ def _run(name: str, tensors: dict[str, Tensor], lse: Tensor, notation: str, scal
             problem.spill, problem.n_spill_rows = spill.data_ptr(), phase.n_spill_rows
         if function(ctypes.byref(problem)):  # runs without the GIL
             raise MemoryError("the native kernel could not allocate its threads' working memory")
-
-
-def _reads_itself(pattern: Pattern) -> bool:
-    return not all(isinstance(part, Summary) for part in pattern.parts)
 
 
 @cache
