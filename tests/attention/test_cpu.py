@@ -96,6 +96,36 @@ def test_nothing_is_read_before_it_is_written(pattern, T):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+def lay_out(layout: str, x: torch.Tensor) -> torch.Tensor:
+    """A tensor of this shape, of other numbers where they share memory."""
+    B, H, T, D = x.shape
+    match layout:
+        case "transposed":
+            return x.mT.contiguous().mT
+        case "expanded":
+            return x[:, :1].expand(B, H, T, D)
+        case "sliced":
+            return x.repeat(1, 1, 2, 3)[:, :, ::2, D : 2 * D]
+        case "every other":
+            return x.repeat_interleave(2, dim=3)[..., ::2]
+        case "windows":  # neighbouring rows share all but one number
+            return x.flatten(2)[..., : T + D - 1].unfold(2, D, 1)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced", "every other", "windows"])
+@pytest.mark.parametrize("T", [7, 130])
+def test_any_strides(layout, T):
+    # Rows both longer and shorter than T: where strides are equal, torch goes by sizes.
+    inputs = [lay_out(layout, x) for x in make_inputs(B=2, H=3, T=T, D=17, D_v=9)]
+    q, k, v = (x.detach().requires_grad_() for x in inputs[:3])
+    pattern = "local:5/strided:3/fixed:8:2"
+    out = sparse_attention(q, k, v, pattern, engine="cpu")
+    found = [out.detach(), *torch.autograd.grad(out, (q, k, v), inputs[3])]
+    torch.testing.assert_close(found, run("reference", pattern, *inputs), rtol=0, atol=1e-12)
+    torch.library.opcheck(operator._attention, (q, k, v, pattern, 0.5))
+
+
 def test_errors_in_float32_are_no_larger_than_torch_s_own():
     inputs = make_inputs(B=1, H=4, T=800, D=64, D_v=64, dtype=torch.float32)
     expected = run("reference", "dense", *(x.double() for x in inputs))

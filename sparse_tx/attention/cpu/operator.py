@@ -40,9 +40,9 @@ def _heads(notation: str, H: int) -> tuple[Pattern, ...]:
 @torch.library.custom_op("sparse_tx::cpu_attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: str, scale: float) -> tuple[Tensor, Tensor]:
     """``out (B, H, T, D_v)`` and its log-sum-exp ``(B, H, T)`` in units of log 2."""
-    q, k, v = map(_with_dense_rows, (q, k, v))
-    out = _fresh_like(v)
+    out = _fresh(v)
     lse = q.new_empty(q.shape[:3])
+    q, k, v = map(_with_dense_rows, (q, k, v))
     tensors = {"q": q, "k": k, "v": v, "out": out}
     _run("forward", tensors, lse, heads, scale)
     return out, lse
@@ -50,7 +50,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: str, scale: float) -> tup
 
 @_attention.register_fake
 def _(q, k, v, heads, scale):
-    return torch.empty_like(v), q.new_empty(q.shape[:3])
+    return _empty_like(v), q.new_empty(q.shape[:3])
 
 
 @torch.library.custom_op("sparse_tx::cpu_attention_backward", mutates_args=())
@@ -65,8 +65,8 @@ def _attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
+    dq, dk, dv = map(_fresh, (q, k, v))
     d_out, q, k, v = map(_with_dense_rows, (d_out, q, k, v))
-    dq, dk, dv = _fresh_like(q), _fresh_like(k), _fresh_like(v)
     tensors = {"q": q, "k": k, "v": v, "out": out, "d_out": d_out, "dq": dq, "dk": dk, "dv": dv}
     _run("backward", tensors, lse, heads, scale)
     return dq, dk, dv
@@ -74,7 +74,7 @@ def _attention_backward(
 
 @_attention_backward.register_fake
 def _(d_out, q, k, v, out, lse, heads, scale):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return _empty_like(q), _empty_like(k), _empty_like(v)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
@@ -97,8 +97,16 @@ def _with_dense_rows(x: Tensor) -> Tensor:
     return x.contiguous() if shared or x.stride(-1) != 1 else x
 
 
-def _fresh_like(x: Tensor) -> Tensor:
-    fresh = torch.empty_like(x)
+def _empty_like(x: Tensor) -> Tensor:
+    """As ``x`` lies in memory if its last dimension is contiguous then, else contiguous."""
+    empty = torch.empty_like(x)
+    if empty.stride(-1) == 1:
+        return empty
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fresh(like: Tensor) -> Tensor:
+    fresh = _empty_like(like)
     storage = fresh.untyped_storage()
     load_kernel().sparse_prefer_huge_pages(
         ctypes.c_void_p(storage.data_ptr()), ctypes.c_int64(storage.nbytes())
