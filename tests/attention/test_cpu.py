@@ -79,6 +79,49 @@ def test_what_is_not_finite_stays_with_those_who_may_see_it(pattern, value):
             assert not out[sees].isfinite().all()
 
 
+def test_what_a_thread_has_packed_before_changes_no_bit():
+    # With two threads, each has the second tile of a column first, whose keys include the bad ones.
+    inputs = make_inputs(B=1, H=1, T=384, D=128, D_v=128, dtype=torch.float32)
+    inputs[1][0, 0, 188:190] = float("nan")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = run("cpu", "strided:2+local:32", *inputs)
+        torch.set_num_threads(2)
+        for _ in range(40):
+            found = run("cpu", "strided:2+local:32", *inputs)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+def finite_rows(results):
+    return [x.isfinite().all(-1) for x in results]
+
+
+def test_overflow_stays_with_those_who_may_see_it():
+    inputs = make_inputs(B=1, H=1, T=230, D=8, D_v=8, dtype=torch.float32)
+    q, k, v, d_out = (x.clone() for x in inputs)
+    v[0, 0, 60] = d_out[0, 0, 88] = 1e30  # a query that does not read this key
+    assert all(x.all() for x in finite_rows(run("cpu", "local:20", q, k, v, d_out)))
+    # The first is infinite times the factor of scores in units of log 2, the second times its key.
+    for query, key in ((3.4e38, 1.0), (1e30, 1e30)):
+        q[0, 0, 60], k[0, 0, 59] = query, key
+        found = finite_rows(run("cpu", "local:20", q, k, v, inputs[3]))
+        expected = finite_rows(run("reference", "local:20", q, k, v, inputs[3]))
+        assert not expected[0][0, 0, 60]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_query_that_reads_nan_makes_the_gradients_of_all_its_keys_nan():
+    inputs = make_inputs(B=1, H=1, T=100, D=4, D_v=4)
+    inputs[1][0, 0, 50] = float("nan")
+    *_, dk, dv = run("cpu", "local:9", *inputs)
+    reached = torch.arange(100).sub(50).abs() <= 8
+    for grad in (dk, dv):
+        assert torch.equal(grad[0, 0].isnan().all(-1), reached)
+
+
 @pytest.fixture
 def poisoned():
     """Memory that torch hands out uninitialised is NaN."""
