@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from sparse_tx import sparse_attention
-from sparse_tx.attention.cpu import build, operator
+from sparse_tx.attention.cpu import build, operator, sweeps
 from sparse_tx.errors import UserError
-from sparse_tx.patterns import Local
+from sparse_tx.patterns import Local, parse_pattern
 from tests.attention.test_engines import largest_error, make_inputs, run
 from tests.helpers import HEADS, paper_mask
 
@@ -136,6 +136,19 @@ def poisoned():
 def test_nothing_is_read_before_it_is_written(pattern, T):
     inputs = make_inputs(B=2, H=2, T=T, D=5, D_v=6)
     found, expected = run("cpu", pattern, *inputs), run("reference", pattern, *inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("pattern", ["dense", "local:130", "fixed:150:7", "local:9+strided:60"])
+def test_chunks_of_queries_spill_gradients_to_earlier_keys(pattern, monkeypatch):
+    monkeypatch.setattr(sweeps, "_LARGEST_SPILL", 100)
+    sweeps.phases.cache_clear()
+    inputs = make_inputs(B=2, H=1, T=701, D=5, D_v=6)
+    found, expected = run("cpu", pattern, *inputs), run("reference", pattern, *inputs)
+    heads = parse_pattern(pattern).layers[0].heads(1)
+    assert sweeps.phases(heads, 2, 701)[0].sweeps[0].n_chunks > 8
+    sweeps.phases.cache_clear()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
