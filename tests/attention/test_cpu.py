@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from sparse_tx import sparse_attention
-from sparse_tx.attention.cpu import build, operator
+from sparse_tx.attention.cpu import build, operator, sweeps
 from sparse_tx.errors import UserError
-from sparse_tx.patterns import Local
+from sparse_tx.patterns import Local, parse_pattern
 from tests.attention.test_engines import largest_error, make_inputs, run
 from tests.helpers import HEADS, paper_mask
 
@@ -77,6 +77,109 @@ def test_what_is_not_finite_stays_with_those_who_may_see_it(pattern, value):
             assert ((found[~rows] - clean[0, 0][~rows]).abs() < 1e-12).all()
         if reached.any() and n != 3 and not (n < 2 and abs(value) == float("inf")):
             assert not out[sees].isfinite().all()
+
+
+def test_what_a_thread_has_packed_before_changes_no_bit():
+    # With two threads, each has the second tile of a column first, whose keys include the bad ones.
+    inputs = make_inputs(B=1, H=1, T=384, D=128, D_v=128, dtype=torch.float32)
+    inputs[1][0, 0, 188:190] = float("nan")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = run("cpu", "strided:2+local:32", *inputs)
+        torch.set_num_threads(2)
+        for _ in range(40):
+            found = run("cpu", "strided:2+local:32", *inputs)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+def finite_rows(results):
+    return [x.isfinite().all(-1) for x in results]
+
+
+def test_overflow_stays_with_those_who_may_see_it():
+    inputs = make_inputs(B=1, H=1, T=230, D=8, D_v=8, dtype=torch.float32)
+    q, k, v, d_out = (x.clone() for x in inputs)
+    v[0, 0, 60] = d_out[0, 0, 88] = 1e30  # a query that does not read this key
+    assert all(x.all() for x in finite_rows(run("cpu", "local:20", q, k, v, d_out)))
+    # The first is infinite times the factor of scores in units of log 2, the second times its key.
+    for query, key in ((3.4e38, 1.0), (1e30, 1e30)):
+        q[0, 0, 60], k[0, 0, 59] = query, key
+        found = finite_rows(run("cpu", "local:20", q, k, v, inputs[3]))
+        expected = finite_rows(run("reference", "local:20", q, k, v, inputs[3]))
+        assert not expected[0][0, 0, 60]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_query_that_reads_nan_makes_the_gradients_of_all_its_keys_nan():
+    inputs = make_inputs(B=1, H=1, T=100, D=4, D_v=4)
+    inputs[1][0, 0, 50] = float("nan")
+    *_, dk, dv = run("cpu", "local:9", *inputs)
+    reached = torch.arange(100).sub(50).abs() <= 8
+    for grad in (dk, dv):
+        assert torch.equal(grad[0, 0].isnan().all(-1), reached)
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that torch hands out uninitialised is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("pattern", [*HEADS, "summary:10:2+strided:4", "summary:9:9+strided:300"])
+@pytest.mark.parametrize("T", [1, 97, 230])
+def test_nothing_is_read_before_it_is_written(pattern, T):
+    inputs = make_inputs(B=2, H=2, T=T, D=5, D_v=6)
+    found, expected = run("cpu", pattern, *inputs), run("reference", pattern, *inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("pattern", ["dense", "local:130", "fixed:150:7", "local:9+strided:60"])
+def test_chunks_of_queries_spill_gradients_to_earlier_keys(pattern, monkeypatch):
+    monkeypatch.setattr(sweeps, "_LARGEST_SPILL", 100)
+    sweeps.phases.cache_clear()
+    inputs = make_inputs(B=2, H=1, T=701, D=5, D_v=6)
+    found, expected = run("cpu", pattern, *inputs), run("reference", pattern, *inputs)
+    heads = parse_pattern(pattern).layers[0].heads(1)
+    assert sweeps.phases(heads, 2, 701)[0].sweeps[0].n_chunks > 8
+    sweeps.phases.cache_clear()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def lay_out(layout: str, x: torch.Tensor) -> torch.Tensor:
+    """A tensor of this shape, of other numbers where they share memory."""
+    B, H, T, D = x.shape
+    match layout:
+        case "transposed":
+            return x.mT.contiguous().mT
+        case "expanded":
+            return x[:, :1].expand(B, H, T, D)
+        case "sliced":
+            return x.repeat(1, 1, 2, 3)[:, :, ::2, D : 2 * D]
+        case "every other":
+            return x.repeat_interleave(2, dim=3)[..., ::2]
+        case "windows":  # neighbouring rows share all but one number
+            return x.flatten(2)[..., : T + D - 1].unfold(2, D, 1)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced", "every other", "windows"])
+@pytest.mark.parametrize("T", [7, 130])
+def test_any_strides(layout, T):
+    # Rows both longer and shorter than T: where strides are equal, torch goes by sizes.
+    inputs = [lay_out(layout, x) for x in make_inputs(B=2, H=3, T=T, D=17, D_v=9)]
+    q, k, v = (x.detach().requires_grad_() for x in inputs[:3])
+    pattern = "local:5/strided:3/fixed:8:2"
+    out = sparse_attention(q, k, v, pattern, engine="cpu")
+    found = [out.detach(), *torch.autograd.grad(out, (q, k, v), inputs[3])]
+    torch.testing.assert_close(found, run("reference", pattern, *inputs), rtol=0, atol=1e-12)
+    torch.library.opcheck(operator._attention, (q, k, v, pattern, 0.5))
 
 
 def test_errors_in_float32_are_no_larger_than_torch_s_own():

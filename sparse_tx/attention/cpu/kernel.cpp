@@ -16,7 +16,7 @@
 // tile's queries are transposed, and the softmax over keys needs no sum across a vector. Products
 // are restricted to panels of keys and queries that hold an allowed pair.
 //
-// Tasks and the order of every sum depend on shapes alone, so results do not depend on the number
+// Tiles, and the order of every sum, depend on shapes alone, so results do not depend on the number
 // of threads. Scores and log-sum-exp are in units of log 2.
 
 #include <algorithm>
@@ -136,7 +136,7 @@ template <class T> struct Simd {
     }
 
     // log2 x of a normal number x > 0: its exponent, and 2 / log 2 atanh((m - 1) / (m + 1)) of its
-    // mantissa m, taken from [sqrt 1/2, sqrt 2).
+    // mantissa m, taken from [sqrt 1/2, sqrt 2). NaN of NaN.
     static Vec log2(Vec x) {
         constexpr bool single = sizeof(T) == 4;
         constexpr Int bias = single ? 127 : 1023, mantissa = single ? 23 : 52;
@@ -151,7 +151,8 @@ template <class T> struct Simd {
         Vec sum = splat(T(1) / T(2 * terms - 1));
 #pragma GCC unroll 16
         for (int n = terms - 2; n >= 0; --n) sum = sum * square + T(1) / T(2 * n + 1);
-        return __builtin_convertvector(exponent, Vec) + s * sum * T(2 * kLog2E);
+        const Vec log = __builtin_convertvector(exponent, Vec) + s * sum * T(2 * kLog2E);
+        return x == x ? log : x;
     }
 
     // A square of kLanes rows, rows `from_step` apart, to its transpose.
@@ -347,7 +348,8 @@ public:
 
     // --- Loading ---
 
-    // Copy rows at `position(r)`, times `factor`, into (n, width); returns whether all are finite.
+    // Copy rows at `position(r)`, times `factor`, into (n, width); returns whether all copies are
+    // finite.
     template <class Position>
     static bool pack(const TensorView& x, int64_t b, int64_t h, int n, int64_t D, int64_t width,
                      T factor, T* to, Position position) {
@@ -361,13 +363,13 @@ public:
             const T* later = base + position(std::min(r + kAhead, n - 1)) * x.position;
             for (int64_t d = 0; d < D; d += 64 / sizeof(T)) __builtin_prefetch(later + d);
             for (int64_t d = 0; d < whole; d += S::kLanes) {
-                const auto numbers = S::load(row + d);
-                S::store(to + d, numbers * factor);
+                const auto numbers = S::load(row + d) * factor;
+                S::store(to + d, numbers);
                 zeros += numbers * T(0);
             }
             for (int64_t d = whole; d < D; ++d) {
                 to[d] = row[d] * factor;
-                zero += row[d] * T(0);
+                zero += to[d] * T(0);
             }
         }
         for (int lane = 0; lane < S::kLanes; ++lane) zero += zeros[lane];
@@ -727,9 +729,10 @@ public:
         for_each_vector([=](int j, int c, auto allow) {
             T *here = scores + j * kTile + c, *d_here = d_scores + j * kTile + c;
             const Vec x = S::exp2(S::load(here) - S::load(lse + c));
-            const Vec weight = allow ? x : Vec{};
-            S::store(here, weight);
-            S::store(d_here, weight * (S::load(d_here) - S::load(delta + c)) * T(1 / kLog2E));
+            S::store(here, allow ? x : Vec{});
+            // Here too: a product with what may not be read can overflow.
+            const Vec d_score = x * (S::load(d_here) - S::load(delta + c)) * T(1 / kLog2E);
+            S::store(d_here, allow ? d_score : Vec{});
         });
         scatter(w.scores, w.d_out, wide_v, p.D_v, to_v, add);
         scatter(w.d_scores, w.q, wide, p.D, to_k, add);
@@ -744,7 +747,8 @@ public:
         for_each_allowed([&](int j, int r) {
             const T *k = packed_k + j * wide, *v = packed_v + j * wide_v;
             const T *q = w.q + r * wide, *d_out = w.d_out + r * wide_v;
-            const T weight = std::exp2(dot(k, q, p.D) - w.lse[r]);
+            // Forward, another order of summation may have rounded a huge score down.
+            const T weight = std::exp2(std::min(dot(k, q, p.D) - w.lse[r], T(0)));
             const T d_score = weight * (dot(v, d_out, p.D_v) - w.delta[r]) * T(1 / kLog2E);
             for (int64_t d = 0; d < p.D_v; ++d) to_v[j][d] += weight * d_out[d];
             for (int64_t d = 0; d < p.D; ++d) {
@@ -774,8 +778,11 @@ public:
         int n = 0;
         bool finite = false;
 
+        // Of keys that are not all finite, others than these `count` might be to blame: which
+        // were packed depends on the thread's earlier tiles, and results must not.
         bool holds(int64_t b, int64_t h, int64_t from, int64_t apart, int count) const {
-            return batch == b && head == h && first == from && step == apart && n >= count;
+            return batch == b && head == h && first == from && step == apart
+                && (finite ? n >= count : n == count);
         }
     };
     Kept kept[kKept];

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_tx.attention.cpu.build import load_kernel
 from sparse_tx.attention.cpu.sweeps import Problem, TensorView, phases
-from sparse_tx.patterns import Pattern, Summary, parse_pattern
+from sparse_tx.patterns import Pattern, parse_pattern
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
@@ -34,9 +34,9 @@ def _heads(notation: str, H: int) -> tuple[Pattern, ...]:
 @torch.library.custom_op("sparse_tx::cpu_attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: str, scale: float) -> tuple[Tensor, Tensor]:
     """``out (B, H, T, D_v)`` and its log-sum-exp ``(B, H, T)`` in units of log 2."""
-    q, k, v = map(_with_dense_rows, (q, k, v))
-    out = _fresh_like(v)
+    out = _fresh(v)
     lse = q.new_empty(q.shape[:3])
+    q, k, v = map(_with_dense_rows, (q, k, v))
     tensors = {"q": q, "k": k, "v": v, "out": out}
     _run("forward", tensors, lse, heads, scale)
     return out, lse
@@ -44,7 +44,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: str, scale: float) -> tup
 
 @_attention.register_fake
 def _(q, k, v, heads, scale):
-    return torch.empty_like(v), q.new_empty(q.shape[:3])
+    return _empty_like(v), q.new_empty(q.shape[:3])
 
 
 @torch.library.custom_op("sparse_tx::cpu_attention_backward", mutates_args=())
@@ -59,8 +59,8 @@ def _attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
+    dq, dk, dv = map(_fresh, (q, k, v))
     d_out, q, k, v = map(_with_dense_rows, (d_out, q, k, v))
-    dq, dk, dv = _fresh_like(q), _fresh_like(k), _fresh_like(v)
     tensors = {"q": q, "k": k, "v": v, "out": out, "d_out": d_out, "dq": dq, "dk": dk, "dv": dv}
     _run("backward", tensors, lse, heads, scale)
     return dq, dk, dv
@@ -68,7 +68,7 @@ def _attention_backward(
 
 @_attention_backward.register_fake
 def _(d_out, q, k, v, out, lse, heads, scale):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return _empty_like(q), _empty_like(k), _empty_like(v)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
@@ -91,8 +91,16 @@ def _with_dense_rows(x: Tensor) -> Tensor:
     return x.contiguous() if shared or x.stride(-1) != 1 else x
 
 
-def _fresh_like(x: Tensor) -> Tensor:
-    fresh = torch.empty_like(x)
+def _empty_like(x: Tensor) -> Tensor:
+    """As ``x`` lies in memory if its last dimension is contiguous then, else contiguous."""
+    empty = torch.empty_like(x)
+    if empty.stride(-1) == 1:
+        return empty
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fresh(like: Tensor) -> Tensor:
+    fresh = _empty_like(like)
     storage = fresh.untyped_storage()
     load_kernel().sparse_prefer_huge_pages(
         ctypes.c_void_p(storage.data_ptr()), ctypes.c_int64(storage.nbytes())
@@ -109,8 +117,7 @@ def _run(name: str, tensors: dict[str, Tensor], lse: Tensor, notation: str, scal
     problem.parallel = _thread_pool()
     for key, x in tensors.items():
         setattr(problem, key, TensorView(x.data_ptr(), *x.stride()[:3]))
-    # Where every query reads its own position, every gradient is written before it is added to.
-    problem.grads_are_zero = not all(map(_reads_itself, heads))
+    problem.grads_are_zero = not phases(heads, B, T)[0].reads_every_key
     if name == "backward" and problem.grads_are_zero:
         tensors["dk"].zero_(), tensors["dv"].zero_()
     suffix = "double" if q.dtype == torch.float64 else "float"
@@ -123,10 +130,6 @@ def _run(name: str, tensors: dict[str, Tensor], lse: Tensor, notation: str, scal
             problem.spill, problem.n_spill_rows = spill.data_ptr(), phase.n_spill_rows
         if function(ctypes.byref(problem)):  # runs without the GIL
             raise MemoryError("the native kernel could not allocate its threads' working memory")
-
-
-def _reads_itself(pattern: Pattern) -> bool:
-    return not all(isinstance(part, Summary) for part in pattern.parts)
 
 
 @cache

@@ -69,10 +69,12 @@ class Problem(ctypes.Structure):
 class Phase:
     """Sweeps that may run at once: one for each head that has any left.
 
-    ``kept`` are the arrays that ``sweeps`` points to.
+    In each of them, if it ``reads_every_key``, queries read their own positions, so that a backward
+    pass writes the gradient of every key. ``kept`` are the arrays that ``sweeps`` points to.
     """
 
     sweeps: ctypes.Array
+    reads_every_key: bool
     n_spill_rows: int
     kept: tuple[np.ndarray, ...]
 
@@ -138,7 +140,8 @@ def _phase(sweeps: list[tuple[int, dict]], B: int, T: int, merges: bool) -> Phas
         structure.n_chunks = len(spills)
         structure.spill_rows, _ = point_to(n_spill_rows + np.cumsum([0, *spills]))
         n_spill_rows += sum(spills)
-    return Phase(structures, n_spill_rows, tuple(kept))
+    reads_every_key = all(s.stride or s.dense or s.window or s.n_blocks for s in structures)
+    return Phase(structures, reads_every_key, n_spill_rows, tuple(kept))
 
 
 def _spills(sweep: Sweep, T: int, most: int) -> list[int]:
