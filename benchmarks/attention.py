@@ -26,7 +26,9 @@ of the forward pass alone.
 import argparse
 import sys
 from dataclasses import replace
+from math import inf
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from contenders import DEFAULT_ENGINES, Contender, Problem, line_up
@@ -55,9 +57,8 @@ def relative_error(contender: Contender, problem: Problem) -> float:
         return sparse_attention(q, k, v, contender.layer, engine="reference")
 
     expected = _results(reference, wide, d_out.double(), backward)
-    return max(
-        ((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)
-    )
+    errors = [(a.double() - b).norm() / b.norm() for a, b in zip(found, expected, strict=True)]
+    return torch.stack(errors).max().item()  # NaN if any is
 
 
 def _results(attend, qkv, d_out, backward: bool) -> list[torch.Tensor]:
@@ -138,10 +139,14 @@ def arguments() -> argparse.Namespace:
     for name in ("seq_len", "n_head", "head_dim", "rounds"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}; give 1 or more")
+    if not 0 < args.seconds < inf:
+        parser.error(f"--seconds is {args.seconds}; give a number above 0")
     if args.device == "cpu" and args.dtype != "float32":
         parser.error(f"--dtype {args.dtype} needs --device cuda; a CPU is measured in float32")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
+    if args.out:
+        _check_out(Path(args.out), parser)
     args.patterns = args.patterns.split(";")
     args.engines = (args.engines or DEFAULT_ENGINES[args.device]).split(",")
     try:
@@ -153,8 +158,27 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def _check_out(path: Path, parser: argparse.ArgumentParser) -> None:
+    """Before anything is measured, see that what is measured can be kept."""
+    if path.suffix != ".json":
+        parser.error(f"--out {path}: the result is JSON; give a name that ends in .json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        parser.error(f"--out {path} cannot be written ({error.strerror}); choose another folder")
+
+
 def main() -> None:
     args = arguments()
+    try:
+        measure(args)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; nothing is written before the end") from None
+
+
+def measure(args: argparse.Namespace) -> None:
     problem = Problem(
         args.n_head, args.seq_len, args.head_dim, args.device, getattr(torch, args.dtype)
     )

@@ -50,7 +50,7 @@ def draw(result: dict, path: Path) -> None:
         marker, line = STYLES[number % len(STYLES)]
         for engine in engines:
             own = [row for row in sparse if (row["pattern"], row["engine"]) == (pattern, engine)]
-            style = {"color": COLOURS[engine], "marker": marker, "linestyle": line}
+            style = {"color": COLOURS.get(engine, SOFT), "marker": marker, "linestyle": line}
             _line(speed, own, "speedup_over_dense", **style)
             _line(memory, own, "peak_bytes", **style)
         of_pattern = {row["T"]: row for row in sparse if row["pattern"] == pattern}
@@ -81,7 +81,9 @@ def draw(result: dict, path: Path) -> None:
         x=0.01,
         ha="left",
     )
-    handles = [Line2D([], [], color=COLOURS[name], linewidth=3, label=name) for name in engines]
+    handles = [
+        Line2D([], [], color=COLOURS.get(name, SOFT), linewidth=3, label=name) for name in engines
+    ]
     handles.append(Line2D([], [], color=DENSE, linewidth=1.2, label="dense"))
     for number, pattern in enumerate(patterns):
         marker, line = STYLES[number % len(STYLES)]

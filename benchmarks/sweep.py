@@ -91,10 +91,11 @@ def _rows(passes: dict, problem: Problem, gemm: float, copy: float) -> dict[Cont
         backward = contender.has_backward(problem.device)
         parts = slice(None) if backward else slice(1)
         seconds = median(sum(laps) for laps in own)
+        dense = [sum(laps[parts]) for laps in baseline]
+        if len(own) == 1:  # its one pass was taken before the rounds
+            dense = [median(dense)]
         # Rounds pair up, so that what slows a machine for a while slows both.
-        speedups = [
-            sum(dense[parts]) / sum(laps) for dense, laps in zip(baseline, own, strict=False)
-        ]
+        speedups = [other / sum(laps) for other, laps in zip(dense, own, strict=False)]
         pairs = contender.count_pairs(H, T)
         flops = problem.flops(pairs, backward=backward)
         roofline = max(flops / gemm, problem.compulsory_bytes(backward=backward) / copy)

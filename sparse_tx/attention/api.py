@@ -32,6 +32,7 @@ _MERITS = {
 }
 # Engines whose kernels a compiler makes for the GPU at hand: ``auto`` has them prove themselves.
 _SELF_CHECKED = ("triton", "flex")
+LARGEST_SCALE = torch.finfo(torch.float32).max / 2
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -209,6 +210,7 @@ def _scale(scale: float | None, D: int) -> float:
         raise UserTypeError(
             f"scale is of type {type(scale).__name__}; it must be a number, as scale.item() gives"
         )
-    if not abs(scale) <= torch.finfo(torch.float32).max:  # NaN is not
-        raise UserError(f"scale is {scale}; it must be finite in float32")
+    # Kernels multiply it by log2(e). NaN is not below the limit either.
+    if not abs(scale) <= LARGEST_SCALE:
+        raise UserError(f"scale is {scale!s:.12}; it must be finite, {LARGEST_SCALE:.4g} at most")
     return float(scale)

@@ -16,6 +16,9 @@ from dataclasses import dataclass, fields, replace
 from sparse_tx.errors import UserError
 from sparse_tx.patterns.keyset import Comb, KeySet
 
+# Sizes are multiplied by positions and strides in 64 bits.
+LARGEST = 2**31
+
 
 def _triangle(n: int) -> int:
     return n * (n + 1) // 2
@@ -78,6 +81,11 @@ class Pattern:
                 raise UserError(
                     f"the {name} of a '{self.word}' pattern is {value!r}; it must be a whole number"
                     " of tokens, 1 or more"
+                )
+            if value > LARGEST:
+                raise UserError(
+                    f"the {name} of a '{self.word}' pattern is {value}; it can be {LARGEST} at"
+                    " most, which is longer than any sequence"
                 )
 
 
@@ -305,11 +313,22 @@ class Union(Pattern):
         return "+".join(map(str, self.members))
 
 
+def _require_all(kind: type, members: tuple, whole: str, what: str) -> None:
+    if not members or not all(isinstance(member, kind) for member in members):
+        raise UserError(
+            f"{whole} is made of one or more {what}, not of {members!r}; parse_pattern reads"
+            " notation"
+        )
+
+
 @dataclass(frozen=True)
 class Layer:
     """The patterns of one layer's heads: ``groups`` share the heads out equally, in order."""
 
     groups: tuple[Pattern, ...]
+
+    def __post_init__(self):
+        _require_all(Pattern, self.groups, "a layer", "patterns")
 
     def at(self, head: int, n_head: int) -> Pattern:
         """The pattern of head number ``head`` of ``n_head``, its summary sub-block resolved.
@@ -339,6 +358,9 @@ class Stack:
     """The patterns of a whole model: ``layers`` repeat over its depth."""
 
     layers: tuple[Layer, ...]
+
+    def __post_init__(self):
+        _require_all(Layer, self.layers, "a stack", "layers")
 
     def layer(self, layer: int) -> Layer:
         """The patterns of layer number ``layer``, counted from 0 at the input."""

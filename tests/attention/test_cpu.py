@@ -1,9 +1,11 @@
 """What the native kernel promises beyond the chain of oracles in test_engines."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,14 @@ from sparse_tx.patterns import Local, parse_pattern
 from tests.attention.test_engines import largest_error, make_inputs, run
 from tests.helpers import HEADS, paper_mask
 
-UNIONS = ("local:100/strided:16", "fixed:64:8", "local:64+strided:8", "summary:50:3/dense")
+UNIONS = (
+    "local:7",
+    "dense",
+    "local:100/strided:16",
+    "fixed:64:8",
+    "local:64+strided:8",
+    "summary:50:3/dense",
+)
 
 
 @pytest.mark.parametrize("D", [1, 7, 16, 31, 32, 64, 96, 128])
@@ -228,6 +237,66 @@ def test_a_machine_without_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++ -pipe")
     with pytest.raises(UserError, match="CXX is '/nowhere/g"):
         build.compile_kernel(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("CXX", "c++ 'x", "CXX is .* cannot be read"),
+        ("CXXFLAGS", "'", "CXXFLAGS is .* cannot be read"),
+        ("CXXFLAGS", "-c -O0", "cannot be loaded; change CXX or CXXFLAGS"),
+        ("CXX", "true", "cannot be loaded; change CXX or CXXFLAGS"),
+    ],
+)
+def test_an_environment_that_compiles_no_library(variable, value, message, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(build.KernelError, match=message):
+        build.compile_kernel(tmp_path)
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_a_compiler_that_is_no_program(tmp_path, monkeypatch):
+    compiler = tmp_path / "c++"
+    compiler.write_bytes(b"\0")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(build.KernelError, match="cannot be run"):
+        build.compile_kernel(tmp_path)
+
+
+def test_a_damaged_kernel_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXXFLAGS", "-O0")
+    library = build.compile_kernel(tmp_path)
+    whole = library.read_bytes()
+    for damaged in (b"", whole[:60_000], whole[:4096] + bytes(4096) + whole[8192:]):
+        library.unlink()  # the whole one may be mapped
+        library.write_bytes(damaged)
+        assert build.compile_kernel(tmp_path) == library
+        assert hashlib.sha256(library.read_bytes()[:-32]).digest() == library.read_bytes()[-32:]
+
+
+def test_no_home_for_the_kernel(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    build._failure.cache_clear()
+    build.load_kernel.cache_clear()
+    assert "XDG_CACHE_HOME" in build.why_no_kernel()
+    build._failure.cache_clear()
+
+
+@dataclass(frozen=True)
+class EvenDistances(Local):
+    def allows(self, q, k):
+        return super().allows(q, k) & ((q - k) % 2 == 0)
+
+
+def test_a_pattern_that_it_does_not_know():
+    q, k, v, _ = make_inputs(B=1, H=1, T=9, D=4, D_v=4)
+    with pytest.raises(UserError, match="no kernel for the pattern"):
+        sparse_attention(q, k, v, EvenDistances(6), engine="cpu")
 
 
 def test_auto_without_the_kernel_says_why(monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sparse_tx import sparse_attention
+from sparse_tx.errors import UserError
 from tests.helpers import HEADS, ODD_LENGTHS, paper_mask
 
 LAYERS = (
@@ -39,7 +40,9 @@ def run(engine, pattern, q, k, v, d_out):
 
 
 def largest_error(found, expected):
-    return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
+    """The largest difference of all tensors; NaN if any is."""
+    errors = [(a - b).abs().max() for a, b in zip(found, expected, strict=True)]
+    return torch.stack(errors).max().item()  # Python's max would pass over a NaN
 
 
 def attend_by_loop(q, k, v, masks):
@@ -192,6 +195,28 @@ def test_the_scale_is_an_argument():
     found = sparse_attention(q, k, v, "local:9", scale=0.3)
     expected = sparse_attention(q * (0.3 * 2), k, v, "local:9")  # 1 / sqrt(4) is the default
     assert largest_error([found], [expected]) < 1e-14
+
+
+@pytest.mark.parametrize("engine", FAST_ENGINES)
+@pytest.mark.parametrize("pattern", ["dense", "local:9"])
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 1e-300])
+def test_any_finite_scale(engine, pattern, scale):
+    for dtype in (torch.float32, torch.float64):
+        q, k, v, _ = (x.to(dtype) for x in make_inputs(B=1, H=1, T=50, D=8, D_v=8))
+        found = sparse_attention(q, k, v, pattern, engine=engine, scale=scale)
+        expected = sparse_attention(q, k, v, pattern, engine="reference", scale=scale)
+        assert largest_error([found], [expected]) < 1e-5
+
+
+@pytest.mark.parametrize("engine", FAST_ENGINES)
+def test_second_derivatives_are_refused(engine):
+    q, k, v, _ = make_inputs(B=1, H=2, T=30, D=4, D_v=4)
+    q.requires_grad_()
+    out = sparse_attention(q, k, v, "local:9/fixed:8:3", engine=engine)
+    (d_q,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    assert d_q.requires_grad
+    with pytest.raises(UserError, match="engine='reference'"):
+        (d_q**2).sum().backward()
 
 
 @pytest.mark.gpu

@@ -59,6 +59,9 @@ def test_one_command_writes_json_and_plot(tmp_path):
         (["--patterns", "local:8,dense"], "separate patterns by ';'"),
         (["--lengths", "1k"], "invalid lengths value: '1k'"),
         (["--dtype", "bfloat16"], "--dtype bfloat16 needs --device cuda"),
+        (["--seconds", "nan"], "--seconds is nan; give a number above 0"),
+        (["--out", "result.png"], "give a name that ends in .json"),
+        (["--out", "/dev/null/result.json"], "cannot be written (Not a directory)"),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments, message):

@@ -12,6 +12,7 @@ from sparse_tx.patterns import (
     Comb,
     Fixed,
     KeySet,
+    Layer,
     Local,
     Stack,
     Strided,
@@ -201,3 +202,17 @@ def test_long_read_sets_are_counted_without_enumeration():
     overlaps = sum(len(r) for r in keys.ranges()) - len(keys)
     assert i in keys and i - 1024 in keys and i - 1023 not in keys
     assert 0 < overlaps < len(keys)
+
+
+@pytest.mark.parametrize("notation", ["local:{}", "strided:{}", "block:{}", "summary:{}:2"])
+def test_sizes_have_a_limit(notation):
+    assert parse_pattern(notation.format(2**31))
+    with pytest.raises(UserError, match=r"is 2147483649; it can be 2147483648 at most"):
+        parse_pattern(notation.format(2**31 + 1))
+
+
+@pytest.mark.parametrize("kind", [Layer, Stack])
+@pytest.mark.parametrize("members", [(), ("local:4",)])
+def test_layers_and_stacks_are_made_of_patterns(kind, members):
+    with pytest.raises(UserError, match="is made of one or more"):
+        kind(members)

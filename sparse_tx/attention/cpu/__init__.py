@@ -8,6 +8,7 @@ import torch
 
 from sparse_tx.attention.cpu.build import why_no_kernel
 from sparse_tx.attention.cpu.operator import attend
+from sparse_tx.attention.cpu.sweeps import PARTS
 from sparse_tx.patterns import Pattern
 
 __all__ = ["attend", "why_not"]
@@ -22,4 +23,7 @@ def why_not(
     """
     if device.type != "cpu":
         return f"its kernel is for CPUs, and the tensors are on '{device.type}'"
+    unknown = [part for head in heads for part in head.parts if type(part) not in PARTS]
+    if unknown:
+        return f"it has no kernel for the pattern '{unknown[0]}'"
     return why_no_kernel()

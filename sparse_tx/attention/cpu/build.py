@@ -21,6 +21,8 @@ SOURCE = Path(__file__).with_name("kernel.cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
 
+_DIGEST = hashlib.sha256().digest_size
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +39,11 @@ def load_kernel() -> ctypes.CDLL:
     Raises:
         KernelError: there is no compiler, or it fails; said again at every call.
     """
-    return ctypes.CDLL(str(compile_kernel(default_cache_dir() / "kernels")))
+    library = compile_kernel(default_cache_dir() / "kernels")
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise KernelError(f"the native kernel cannot be loaded ({error})") from error
 
 
 @torch.compiler.assume_constant_result  # nothing here is for torch.compile to trace
@@ -50,43 +56,43 @@ def why_no_kernel() -> str | None:
 def _failure() -> str | None:
     try:
         load_kernel()
-    except KernelError as error:
+    except UserError as error:  # a cache folder may not be had either
         return str(error)
     return None
 
 
 def compile_kernel(folder: Path) -> Path:
-    """Compile into ``folder`` unless this very kernel is there; returns the library's path.
+    """Compile into ``folder`` unless this very kernel is there, whole; returns the library's path.
 
-    Its name stands for the source, the compiler, the flags and the CPU.
+    Its name stands for the source, the compiler, the flags and the CPU. Its last bytes are the
+    SHA-256 of those before, which are the library: a damaged one would crash the process.
+
+    Raises:
+        KernelError: it cannot be compiled, loaded or written; the message says what to do.
     """
-    command = [*_compiler(), *FLAGS, _native_flag(), *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    version = subprocess.run([command[0], "--version"], capture_output=True, check=False).stdout
+    command = [*_compiler(), *FLAGS, _native_flag(), *_words("CXXFLAGS")]
+    try:
+        version = subprocess.run([command[0], "--version"], capture_output=True, check=False).stdout
+    except OSError as error:
+        raise KernelError(
+            f"the C++ compiler {command[0]} cannot be run ({error.strerror}); choose another with"
+            " CXX=..."
+        ) from error
     identity = b"\0".join([SOURCE.read_bytes(), version, repr(command).encode(), _cpu().encode()])
     library = folder / f"attention-{hashlib.sha256(identity).hexdigest()[:16]}.so"
-    if library.exists():
+    if _is_whole(library):
         return library
     _log.info("compiling the attention kernel for this CPU, once: some ten seconds")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="unfinished-") as work:
-            # Renamed when it is whole: another process may be compiling the same.
             result = Path(work) / library.name
-            done = subprocess.run(
-                [*command, str(SOURCE), "-o", str(result)],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-            )
-            if done.returncode:
-                log = library.with_suffix(".log")
-                log.write_text(f"{shlex.join(done.args)}\n{done.stderr}")
-                raise KernelError(
-                    f"{command[0]} could not compile the native kernel (the whole of its message"
-                    f" is in {log}): {_first_error(done.stderr)}; choose another compiler with"
-                    " CXX=..."
-                )
+            _compile(command, result, log=library.with_suffix(".log"))
+            with open(result, "r+b") as file:
+                digest = hashlib.sha256(file.read()).digest()
+                file.write(digest)
+                os.fsync(file.fileno())
+            # Renamed when it is whole: another process may be compiling the same.
             os.replace(result, library)
     except OSError as error:
         raise KernelError(
@@ -96,8 +102,50 @@ def compile_kernel(folder: Path) -> Path:
     return library
 
 
+def _compile(command: list[str], result: Path, log: Path) -> None:
+    done = subprocess.run(
+        [*command, str(SOURCE), "-o", str(result)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        log.write_text(f"{shlex.join(done.args)}\n{done.stderr}")
+        raise KernelError(
+            f"{command[0]} could not compile the native kernel (the whole of its message is in"
+            f" {log}): {_first_error(done)}; choose another compiler with CXX=..."
+        )
+    try:
+        ctypes.CDLL(str(result))
+    except OSError as error:
+        raise KernelError(
+            f"what {shlex.join(command)} makes of the native kernel cannot be loaded; change CXX or"
+            " CXXFLAGS in the environment"
+        ) from error
+
+
+def _is_whole(library: Path) -> bool:
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
+
+
+def _words(variable: str) -> list[str]:
+    """The words of an environment variable, as a shell would read them."""
+    text = os.environ.get(variable, "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise KernelError(
+            f"{variable} is {text!r} in the environment, which cannot be read: {error}"
+        ) from error
+
+
 def _compiler() -> list[str]:
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    chosen = _words("CXX")
     for name in [chosen[0]] if chosen else COMPILERS:
         if shutil.which(name):
             return chosen or [name]
@@ -122,6 +170,13 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _first_error(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+def _first_error(done: subprocess.CompletedProcess) -> str:
+    if done.returncode < 0:
+        return f"it was ended by signal {-done.returncode}"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    # A linker says last that it failed, and before that why.
+    for telling in ("No space left", "error"):
+        for line in lines:
+            if telling in line:
+                return line
+    return lines[0] if lines else "no message"

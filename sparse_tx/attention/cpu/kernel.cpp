@@ -25,9 +25,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -252,7 +254,7 @@ template <class T> struct Scratch {
         for (int64_t s : sizes) size += round_up(s * sizeof(T), 64);
         memory.reset(new char[size]());
         char* at = memory.get() + 64 - reinterpret_cast<uintptr_t>(memory.get()) % 64;
-        for (int i = 0; i < 13; ++i) {
+        for (size_t i = 0; i < std::size(pieces); ++i) {
             *pieces[i] = reinterpret_cast<T*>(at);
             at += round_up(sizes[i] * sizeof(T), 64);
         }
@@ -824,7 +826,11 @@ int run_in_parallel(const Problem& p, void (*run)(const Problem&, std::atomic<in
         p.parallel(run_shared, &shared, unsigned(p.n_threads), 0);
     } else {
         std::vector<std::thread> threads;
-        for (int64_t n = 1; n < p.n_threads; ++n) threads.emplace_back(run_shared, &shared);
+        try {
+            for (int64_t n = 1; n < p.n_threads; ++n) threads.emplace_back(run_shared, &shared);
+        } catch (const std::system_error&) {
+            // No more threads are to be had: those there are do all.
+        }
         run_shared(&shared);
         for (auto& thread : threads) thread.join();
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparse_tx.attention.cpu.build import load_kernel
 from sparse_tx.attention.cpu.sweeps import Problem, TensorView, phases
+from sparse_tx.attention.derivatives import refuse_second_derivatives
 from sparse_tx.patterns import Pattern, parse_pattern
 
 
@@ -83,6 +84,7 @@ def _differentiate(ctx, d_out, _):
 
 
 _attention.register_autograd(_differentiate, setup_context=_save_for_backward)
+_attention_backward.register_autograd(refuse_second_derivatives)
 
 
 def _with_dense_rows(x: Tensor) -> Tensor:

@@ -10,10 +10,17 @@ import numpy as np
 from sparse_tx.attention.cpu.build import load_kernel
 from sparse_tx.patterns import BlockLocal, Dense, Local, Pattern, Strided, Summary
 
-# Tasks of a backward pass in rows, over all heads and batch entries: enough for many cores, while
-# each chunk of queries adds as many rows to the spill as its first query reads.
+# The patterns that sweeps are known for; one derived from them may allow other pairs.
+PARTS = (Dense, Local, BlockLocal, Strided, Summary)
+
+# Tasks of a backward pass in rows, over all heads and batch entries: enough for many cores, as far
+# as the spill stays small, to which each chunk of queries adds as many rows as its first query
+# reads. Shapes alone decide, never the number of threads, because chunks decide the order of sums.
 _TASKS = 32
 _LARGEST_SPILL = 1 / 32  # of the length
+# A few tasks there are in any case: four chunks of a dense head spill 1/4 + 2/4 + 3/4 of its keys.
+_FEWEST_TASKS = 4
+_LARGEST_SPILL_OF_FEW = 3 / 2
 
 
 class TensorView(ctypes.Structure):
@@ -136,7 +143,7 @@ def _phase(sweeps: list[tuple[int, dict]], B: int, T: int, merges: bool) -> Phas
         structure.blocks, structure.n_blocks = point_to(sweep.get("blocks", ()))
         structure.columns, structure.n_columns = point_to(sweep.get("columns", ()))
         structure.periods, structure.n_periods = point_to(sweep.get("periods", ()))
-        spills = _spills(structure, T, most=max(1, _TASKS // (B * len(sweeps))))
+        spills = _spills(structure, T, B * len(sweeps))
         structure.n_chunks = len(spills)
         structure.spill_rows, _ = point_to(n_spill_rows + np.cumsum([0, *spills]))
         n_spill_rows += sum(spills)
@@ -144,15 +151,16 @@ def _phase(sweeps: list[tuple[int, dict]], B: int, T: int, merges: bool) -> Phas
     return Phase(structures, reads_every_key, n_spill_rows, tuple(kept))
 
 
-def _spills(sweep: Sweep, T: int, most: int) -> list[int]:
+def _spills(sweep: Sweep, T: int, n_sweeps: int) -> list[int]:
     """The rows that each chunk spills, for the most chunks that do not spill too many."""
     if sweep.stride:
         return [0]
     rows_of = load_kernel().sparse_spill_rows
     rows_of.restype, rows_of.argtypes = ctypes.c_int64, (ctypes.c_void_p, *[ctypes.c_int64] * 2)
-    for n in range(most, 0, -1):
+    for n in range(_TASKS // n_sweeps, 0, -1):
         sweep.n_chunks = n
         rows = [rows_of(ctypes.addressof(sweep), T, chunk) for chunk in range(n)]
-        if sum(rows) <= _LARGEST_SPILL * T:
+        few = n * n_sweeps <= _FEWEST_TASKS
+        if sum(rows) <= (_LARGEST_SPILL_OF_FEW if few else _LARGEST_SPILL) * T:
             return rows
     return [0]

@@ -42,7 +42,7 @@ def why_not(
         return f"its kernels take bfloat16, float16 and float32, not {dtype}"
     if max(D, D_v) > _WIDEST:
         return f"its kernels hold head dimensions up to {_WIDEST}, not {max(D, D_v)}"
-    unknown = [part for head in heads for part in head.parts if not isinstance(part, _PARTS)]
+    unknown = [part for head in heads for part in head.parts if type(part) not in _PARTS]
     if unknown:
         return f"it has no kernel for the pattern '{unknown[0]}'"
     if find_spec("triton") is None:

@@ -6,6 +6,7 @@ from math import log
 import torch
 from torch import Tensor
 
+from sparse_tx.attention.derivatives import first_derivative_only
 from sparse_tx.attention.triton import tuning
 from sparse_tx.attention.triton.plan import Outside, Sweep, plan
 from sparse_tx.patterns import Pattern
@@ -16,10 +17,10 @@ _PRODUCT_ROWS = 64
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
     """Attend with one pattern per head; see ``sparse_tx.attention.triton.attend``."""
-    if scale <= 0:
-        # The kernels look for the largest score before they scale.
-        sign = (scale > 0) - (scale < 0)
-        q, scale = q * sign, abs(scale) or 1.0
+    tiny = torch.finfo(torch.float32).tiny
+    if scale < tiny:
+        # The kernels look for the largest score before they scale, in float32.
+        q, scale = (-q, -scale) if scale <= -tiny else (0 * q, 1.0)
     return _SparseAttention.apply(q, k, v, heads, scale)
 
 
@@ -39,7 +40,7 @@ class _SparseAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, d_out):
         q, k, v, out, lse = ctx.saved_tensors
         sweeps = plan(ctx.heads, q.shape[2], q.device)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_tx.attention.derivatives import first_derivative_only
 from sparse_tx.attention.views.plan import Sweep, Tile, is_dense, plan
 from sparse_tx.patterns import Pattern
 
@@ -37,7 +38,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: f
 
     Differentiable. A query that may read no key at all gets zeros, and gives no gradient.
     """
-    if all(is_dense(pattern, q.shape[2]) for pattern in heads) and _has_fused_kernel(q, k, v):
+    dense = all(is_dense(pattern, q.shape[2]) for pattern in heads)
+    # torch scales after it has masked with -inf, which a scale that is not positive turns around.
+    if dense and scale >= torch.finfo(torch.float32).tiny and _has_fused_kernel(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return _SparseAttention.apply(q, k, v, heads, scale)
 
@@ -67,7 +70,7 @@ class _SparseAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, d_out):
         q, k, v, out, lse = ctx.saved_tensors
         B, _, T, _ = q.shape
