@@ -5,8 +5,7 @@ place every causal tile of it is live. Everything else runs in place, under the 
 ``sparse_tx.masks``; no T x T predicate is ever evaluated. FlexAttention (Dong et al. 2024,
 arXiv:2412.05496) is compiled at the first call for each set of shapes; lengths are rounded up, to
 whole tiles and by less than a quarter, so that a growing text is compiled a few times and not at
-every token. On a CPU it
-has no backward.
+every token. On a CPU it has no backward.
 """
 
 import warnings

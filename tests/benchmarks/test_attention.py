@@ -61,7 +61,7 @@ def test_one_command_writes_json_and_plot(tmp_path):
         (["--dtype", "bfloat16"], "--dtype bfloat16 needs --device cuda"),
         (["--seconds", "nan"], "--seconds is nan; give a number above 0"),
         (["--out", "result.png"], "give a name that ends in .json"),
-        (["--out", "/dev/null/result.json"], "cannot be written (Not a directory)"),
+        (["--out", "/dev/null/result.json"], "cannot be written ("),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments, message):
