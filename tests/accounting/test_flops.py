@@ -1,6 +1,7 @@
 """FLOPs against torch's own counter over the real model, and against explicit masks."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from math import inf, nan
 
@@ -31,10 +32,14 @@ aten = torch.ops.aten
 # Torch's counter has the formulas, but not under these names: the head's gradient is summed in
 # place, and fused attention on a CPU is an operator of its own.
 NAMES_TO_ADD = {
-    aten.addmm_: flop_counter.addmm_flop,
-    aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.sdpa_flop,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_counter.sdpa_backward_flop,
+    aten.addmm_: partial(flop_counter.addmm_flop),
+    aten._scaled_dot_product_flash_attention_for_cpu: partial(flop_counter.sdpa_flop),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: partial(
+        flop_counter.sdpa_backward_flop
+    ),
 }
+for formula in NAMES_TO_ADD.values():
+    formula._get_raw = True  # the formulas take shapes out of tensors themselves
 
 
 def make_config(**settings):
