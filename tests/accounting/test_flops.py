@@ -126,7 +126,7 @@ def test_recompute_equals_what_torch_runs_again(activation, dropout, recompute, 
 
 @pytest.mark.parametrize("notation", HEADS)
 def test_useful_equals_brute_force_over_the_pairs(notation):
-    """Two products forward and five backward for each pair that is there, one multiply at a time."""
+    """Two products forward and five backward for each pair, counted one by one."""
     T = 29
     config = make_config(pattern=notation, recompute=True, n_layer=1)
     d_qk, d_v = 14 // 2, 26 // 2
