@@ -10,7 +10,7 @@ FLOORS = [
     {"errors", "folders"},
     {"patterns"},
     {"config", "masks", "data"},
-    {"attention"},
+    {"attention", "accounting"},
     {"model"},
     {"checkpoint", "evaluation", "generation"},
     {"training"},

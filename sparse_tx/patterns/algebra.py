@@ -14,14 +14,11 @@ value without tensors; masks, kernels, cache policy, costs and pictures are deri
 from dataclasses import dataclass, fields, replace
 
 from sparse_tx.errors import UserError
+from sparse_tx.patterns.counting import Conditions, count_union
 from sparse_tx.patterns.keyset import Comb, KeySet
 
 # Sizes are multiplied by positions and strides in 64 bits.
 LARGEST = 2**31
-
-
-def _triangle(n: int) -> int:
-    return n * (n + 1) // 2
 
 
 class Pattern:
@@ -35,9 +32,18 @@ class Pattern:
         """
         raise NotImplementedError
 
+    @property
+    def conditions(self) -> tuple[Conditions, ...]:
+        """What a pair has to meet one of: conditions of every set of the pattern."""
+        raise NotImplementedError
+
+    def combs_of_queries(self, queries: range) -> tuple[Comb, ...]:
+        """The keys that at least one of ``queries``, not empty and of step 1, reads, as combs."""
+        raise NotImplementedError
+
     def combs(self, i: int) -> tuple[Comb, ...]:
         """The keys that query ``i`` reads, as combs (see ``read_set``)."""
-        raise NotImplementedError
+        return self.combs_of_queries(range(i, i + 1))
 
     def retained_combs(self, now: int) -> tuple[Comb, ...]:
         """The keys to keep after step ``now``, as combs (see ``retained``)."""
@@ -46,9 +52,9 @@ class Pattern:
     def count_pairs(self, T: int) -> int:
         """Count the allowed (query, key) pairs among ``T`` positions, exactly.
 
-        Closed-form for the patterns of the paper; O(T) for other unions.
+        In closed form (see ``Conditions.count_pairs``), however long the sequence.
         """
-        return sum(len(self.read_set(i)) for i in range(T))
+        return count_union(self.conditions, T)
 
     def read_set(self, i: int) -> KeySet:
         """The keys that query ``i`` reads."""
@@ -98,14 +104,15 @@ class Dense(Pattern):
     def allows(self, q, k):
         return k <= q
 
-    def combs(self, i):
-        return (Comb(0, i + 1),)
+    @property
+    def conditions(self):
+        return (Conditions(),)
+
+    def combs_of_queries(self, queries):
+        return (Comb(0, queries.stop),)
 
     def retained_combs(self, now):
         return (Comb(0, now + 1),)
-
-    def count_pairs(self, T):
-        return _triangle(T)
 
 
 @dataclass(frozen=True)
@@ -121,15 +128,15 @@ class Local(Pattern):
     def allows(self, q, k):
         return (k <= q) & (q - k < self.window)
 
-    def combs(self, i):
-        return (Comb(max(0, i + 1 - self.window), i + 1),)
+    @property
+    def conditions(self):
+        return (Conditions(window=self.window),)
+
+    def combs_of_queries(self, queries):
+        return (Comb(max(0, queries.start + 1 - self.window), queries.stop),)
 
     def retained_combs(self, now):
         return (Comb(max(0, now + 2 - self.window), now + 1),)
-
-    def count_pairs(self, T):
-        ramp = min(T, self.window)
-        return _triangle(ramp) + (T - ramp) * self.window
 
 
 @dataclass(frozen=True)
@@ -145,15 +152,16 @@ class Strided(Pattern):
     def allows(self, q, k):
         return (k <= q) & ((q - k) % self.stride == 0)
 
-    def combs(self, i):
-        return (Comb(0, i + 1, self.stride, i % self.stride),)
+    @property
+    def conditions(self):
+        return (Conditions(stride=self.stride),)
+
+    def combs_of_queries(self, queries):
+        residues = min(len(queries), self.stride)
+        return (Comb(0, queries.stop, self.stride, queries.start % self.stride, residues),)
 
     def retained_combs(self, now):
         return (Comb(0, now + 1),)
-
-    def count_pairs(self, T):
-        rows, rest = divmod(T, self.stride)
-        return rest * _triangle(rows + 1) + (self.stride - rest) * _triangle(rows)
 
 
 @dataclass(frozen=True)
@@ -169,15 +177,15 @@ class BlockLocal(Pattern):
     def allows(self, q, k):
         return (k <= q) & (q // self.length == k // self.length)
 
-    def combs(self, i):
-        return (Comb(i - i % self.length, i + 1),)
+    @property
+    def conditions(self):
+        return (Conditions(blocks=frozenset({self.length})),)
+
+    def combs_of_queries(self, queries):
+        return (Comb(queries.start - queries.start % self.length, queries.stop),)
 
     def retained_combs(self, now):
         return (Comb(now + 1 - (now + 1) % self.length, now + 1),)
-
-    def count_pairs(self, T):
-        blocks, rest = divmod(T, self.length)
-        return blocks * _triangle(self.length) + _triangle(rest)
 
 
 @dataclass(frozen=True)
@@ -227,18 +235,15 @@ class Summary(Pattern):
         first = self.first_column
         return (k <= q) & (column >= first) & (column < first + self.columns)
 
-    def combs(self, i):
-        return (Comb(0, i + 1, self.length, self.first_column, self.columns),)
+    @property
+    def conditions(self):
+        return (Conditions(columns=frozenset({(self.length, self.first_column, self.columns)})),)
+
+    def combs_of_queries(self, queries):
+        return (Comb(0, queries.stop, self.length, self.first_column, self.columns),)
 
     def retained_combs(self, now):
         return self.combs(now)
-
-    def count_pairs(self, T):
-        total = 0
-        for column in range(self.first_column, self.first_column + self.columns):
-            keys = len(range(column, T, self.length))  # key number n, at column + n length, has
-            total += keys * (T - column) - self.length * _triangle(keys - 1)  # T - itself readers
-        return total
 
     def __str__(self):
         pin = "" if self.subblock is None else f"@{self.subblock}"
@@ -262,20 +267,18 @@ class Fixed(Summary):
         block, summary = self.parts
         return block.allows(q, k) | summary.allows(q, k)
 
-    def combs(self, i):
+    @property
+    def conditions(self):
         block, summary = self.parts
-        return block.combs(i) + summary.combs(i)
+        return block.conditions + summary.conditions
+
+    def combs_of_queries(self, queries):
+        block, summary = self.parts
+        return block.combs_of_queries(queries) + summary.combs_of_queries(queries)
 
     def retained_combs(self, now):
         block, summary = self.parts
         return block.retained_combs(now) + summary.retained_combs(now)
-
-    def count_pairs(self, T):
-        block, summary = self.parts
-        blocks, rest = divmod(T, self.length)
-        # Summary keys of a query's own block are in both sets. Within one block of n positions:
-        shared = [summary.count_pairs(n) for n in (self.length, rest)]
-        return block.count_pairs(T) + summary.count_pairs(T) - blocks * shared[0] - shared[1]
 
 
 @dataclass(frozen=True)
@@ -303,8 +306,12 @@ class Union(Pattern):
             allowed = allowed | other.allows(q, k)
         return allowed
 
-    def combs(self, i):
-        return tuple(comb for member in self.members for comb in member.combs(i))
+    @property
+    def conditions(self):
+        return tuple(conditions for member in self.members for conditions in member.conditions)
+
+    def combs_of_queries(self, queries):
+        return tuple(comb for member in self.members for comb in member.combs_of_queries(queries))
 
     def retained_combs(self, now):
         return tuple(comb for member in self.members for comb in member.retained_combs(now))

@@ -1,0 +1,41 @@
+"""Exact costs from patterns and configuration alone: pairs, tiles, FLOPs, parameters, bytes.
+
+Everything here is a whole number that a few integers decide; no tensor is made. Measured times are
+set beside these numbers elsewhere.
+"""
+
+from sparse_tx.accounting.flops import (
+    Flops,
+    Passes,
+    linear,
+    matrix_product,
+    nominal_flops,
+    useful_flops,
+)
+from sparse_tx.accounting.heads import PerHead, attended_pairs
+from sparse_tx.accounting.memory import CacheBytes, TrainingState, cache_bytes, training_state
+from sparse_tx.accounting.parameters import Parameters, count_parameters
+from sparse_tx.accounting.tiles import Tiling, tiles_in_columns, tiles_in_place
+from sparse_tx.accounting.training import TrainingCost, training_cost
+
+__all__ = [
+    "CacheBytes",
+    "Flops",
+    "Parameters",
+    "Passes",
+    "PerHead",
+    "Tiling",
+    "TrainingCost",
+    "TrainingState",
+    "attended_pairs",
+    "cache_bytes",
+    "count_parameters",
+    "linear",
+    "matrix_product",
+    "nominal_flops",
+    "tiles_in_columns",
+    "tiles_in_place",
+    "training_cost",
+    "training_state",
+    "useful_flops",
+]

@@ -1,0 +1,98 @@
+"""Bytes: what training keeps from step to step, and what generation keeps and reads."""
+
+from dataclasses import dataclass
+from math import prod
+
+from sparse_tx.accounting.heads import PerHead, for_each_head, positions, require_count
+from sparse_tx.accounting.parameters import list_weights
+from sparse_tx.config import ModelConfig, TrainingConfig
+
+# Weights, gradients and optimiser state are float32 whatever the precision of the products.
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Bytes that live as long as a training run.
+
+    Attributes:
+        weights: the parameters.
+        gradients: one number for each parameter.
+        adamw: two moments for each of its parameters, and a counter of steps for each tensor.
+        muon: one momentum for each of its parameters.
+        average: the moving average of the weights.
+    """
+
+    weights: int
+    gradients: int
+    adamw: int
+    muon: int
+    average: int
+
+    @property
+    def optimiser(self) -> int:
+        """State of both optimisers."""
+        return self.adamw + self.muon
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimiser + self.average
+
+
+def training_state(model: ModelConfig, training: TrainingConfig) -> TrainingState:
+    """Count the bytes that training ``model`` keeps from step to step, activations aside."""
+    parameters = adamw = muon = 0
+    for weights in list_weights(model):
+        parameters += weights.parameters
+        if training.optimiser == "muon" and weights.in_block and len(weights.shape) == 2:
+            muon += weights.parameters * _FLOAT32
+        else:
+            adamw += weights.copies * (2 * prod(weights.shape) + 1) * _FLOAT32
+    return TrainingState(
+        weights=parameters * _FLOAT32,
+        gradients=parameters * _FLOAT32,
+        adamw=adamw,
+        muon=muon,
+        average=parameters * _FLOAT32 if training.ema else 0,
+    )
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Bytes of keys and values that a text of some length asks for, by layer and head.
+
+    Attributes:
+        stored: what some later token will read, and the cache must hold.
+        read: what the step of the last token reads, its own key and value included.
+    """
+
+    stored: PerHead
+    read: PerHead
+
+
+def cache_bytes(
+    config: ModelConfig, T: int | None = None, *, batch: int = 1, element_bytes: int = _FLOAT32
+) -> CacheBytes:
+    """Count the bytes of the KV cache once ``T`` tokens have been through the model.
+
+    The two figures differ by the pattern: a strided head stores everything and reads one key in
+    ``stride``; a local head reads one key more than it must store for the next step.
+
+    Args:
+        config: the model.
+        T: tokens so far; ``config.seq_len`` when not given.
+        batch: texts that are generated together.
+        element_bytes: bytes of a number: 4 for float32, 2 for bfloat16.
+
+    Raises:
+        UserError: ``T``, ``batch`` or ``element_bytes`` is below 1.
+    """
+    last = positions(config, T) - 1
+    require_count("batch", batch, "texts")
+    require_count("element_bytes", element_bytes, "bytes")
+    per_key = batch * element_bytes * (config.qk_width + config.n_embd) // config.n_head
+    return CacheBytes(
+        stored=for_each_head(config, lambda pattern: per_key * len(pattern.retained(last))),
+        read=for_each_head(config, lambda pattern: per_key * len(pattern.read_set(last))),
+    )

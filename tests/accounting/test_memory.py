@@ -1,0 +1,94 @@
+"""Bytes against those of the tensors that training holds, and against the sets of a cache."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparse_tx.accounting import cache_bytes, training_state
+from sparse_tx.config import ModelConfig, TrainingConfig
+from sparse_tx.errors import UserError
+from sparse_tx.model import GPT
+from sparse_tx.training.averaging import WeightAverage
+from sparse_tx.training.muon import Muon
+from sparse_tx.training.optimiser import make_optimisers
+from tests.helpers import head_notations, paper_set
+
+
+def bytes_of(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(position="rope", recent_tokens=4, bias=False, activation="swiglu"),
+        dict(position="table", tie_embeddings=True, norm="rmsnorm"),
+    ],
+)
+def test_training_state_equals_that_of_real_optimisers(optimiser, options):
+    sizes = dict(vocab_size=17, seq_len=31, n_layer=3, n_head=2, n_embd=28, n_qk=20, n_ff=37)
+    config = ModelConfig(**sizes, pattern="local:5,strided:7", **options)
+    training = TrainingConfig(max_steps=1, optimiser=optimiser, ema=0.9)
+    model = GPT(config)
+    tokens = torch.randint(0, 17, (1, 31))
+    model.loss(tokens, tokens).backward()
+    found = training_state(config, training)
+    held = {"adamw": 0, "muon": 0}
+    for one in make_optimisers(model, training):
+        one.step()
+        name = "muon" if isinstance(one, Muon) else "adamw"
+        held[name] += bytes_of(t for state in one.state.values() for t in state.values())
+    assert {"adamw": found.adamw, "muon": found.muon} == held
+    assert found.weights == bytes_of(model.parameters())
+    assert found.gradients == bytes_of(p.grad for p in model.parameters())
+    assert found.average == bytes_of(WeightAverage(model, 0.9).weights.values())
+    assert found.optimiser == found.adamw + found.muon
+    assert found.total == found.weights + found.gradients + found.optimiser + found.average
+
+
+def test_no_average_without_decay():
+    assert training_state(ModelConfig(), TrainingConfig(max_steps=1)).average == 0
+
+
+@given(notation=head_notations(), T=st.integers(1, 50))
+def test_cache_equals_the_sets(notation, T):
+    """A later reader of a key, if there is one at all, comes within a round of every period."""
+    horizon = T + 41
+    config = ModelConfig(pattern=notation, n_layer=1, n_head=1, n_embd=6, n_qk=10)
+    later = {k for q, k in paper_set(notation, horizon) if k < T <= q}
+    now = [k for q, k in paper_set(notation, T) if q == T - 1]
+    found = cache_bytes(config, T, batch=3, element_bytes=2)
+    assert found.stored.total == len(later) * 3 * 2 * (6 + 10)
+    assert found.read.total == len(now) * 3 * 2 * (6 + 10)
+
+
+def test_layers_and_heads_have_their_own_cache():
+    config = ModelConfig(
+        pattern="local:5,strided:7/dense", n_layer=3, n_head=2, n_embd=6, n_qk=10, seq_len=29
+    )
+    found, key = cache_bytes(config), 4 * (3 + 5)
+    assert found.stored.heads == ((4 * key,) * 2, (29 * key,) * 2, (4 * key,) * 2)
+    assert found.read.heads == ((5 * key,) * 2, (5 * key, 29 * key), (5 * key,) * 2)
+    assert found.read.by_layer == (10 * key, 34 * key, 10 * key)
+
+
+def test_a_million_tokens():
+    """Of a strided head all is stored and one key in a stride is read."""
+    config = ModelConfig(
+        pattern="local:1024,strided:1024", n_layer=2, n_head=1, n_embd=64, position="rope"
+    )
+    found = cache_bytes(config, 2**20, element_bytes=2)
+    per_key = 2 * 2 * 64
+    assert found.stored.by_layer == (1023 * per_key, 2**20 * per_key)
+    assert found.read.by_layer == (1024 * per_key, 1024 * per_key)
+
+
+@pytest.mark.parametrize("name", ["batch", "element_bytes"])
+def test_counts_below_one(name):
+    with pytest.raises(UserError, match=f"{name} is 0; it must be a whole number"):
+        cache_bytes(ModelConfig(), **{name: 0})
+    with pytest.raises(UserError, match="T is -1"):
+        cache_bytes(ModelConfig(), -1)
