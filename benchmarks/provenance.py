@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -20,7 +21,7 @@ def provenance() -> dict:
     return {
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": _git("status", "--porcelain", "--untracked-files=no").splitlines(),
-        "command": "python " + " ".join([str(Path(sys.argv[0]).name), *sys.argv[1:]]),
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": _versions("torch", "numpy", "triton", "local-attention"),
