@@ -52,7 +52,7 @@ class Pattern:
     def count_pairs(self, T: int) -> int:
         """Count the allowed (query, key) pairs among ``T`` positions, exactly.
 
-        In closed form (see ``Conditions.count_pairs``), however long the sequence.
+        Without a visit to every query; ``Conditions.count_pairs`` says what it takes.
         """
         return count_union(self.conditions, T)
 

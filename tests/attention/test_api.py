@@ -52,7 +52,7 @@ def call(q=X, k=X, v=X, pattern="local:4", **settings):
         (dict(scale=-float("inf")), "scale is -inf; it must be finite"),
         (dict(scale=1e300), "it must be finite"),
         (dict(scale=10**400), "it must be finite"),
-        (dict(engine="flex", v=X.clone().requires_grad_()), "v require gradients"),
+        (dict(engine="flex", v=X.clone().requires_grad_()), "gradients are asked for v"),
         (dict(engine="triton"), "'triton' cannot run here"),
     ],
 )

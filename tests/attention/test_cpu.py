@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from sparse_tx import sparse_attention
 from sparse_tx.attention.cpu import build, operator, sweeps
 from sparse_tx.errors import UserError
-from sparse_tx.patterns import Local, parse_pattern
+from sparse_tx.patterns import Dense, Local, parse_pattern
 from tests.attention.test_engines import largest_error, make_inputs, run
 from tests.helpers import HEADS, paper_mask
 
@@ -159,6 +159,22 @@ def test_chunks_of_queries_spill_gradients_to_earlier_keys(pattern, monkeypatch)
     assert sweeps.phases(heads, 2, 701)[0].sweeps[0].n_chunks > 8
     sweeps.phases.cache_clear()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_single_head_shares_its_backward_pass_out():
+    inputs = make_inputs(B=1, H=1, T=977, D=8, D_v=8)
+    (phase,) = sweeps.phases((Dense(),), 1, 977)
+    assert phase.sweeps[0].n_chunks == 4
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run("cpu", "dense", *inputs)
+        torch.set_num_threads(3)
+        three = run("cpu", "dense", *inputs)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+    torch.testing.assert_close(one, run("reference", "dense", *inputs), rtol=0, atol=1e-12)
 
 
 def lay_out(layout: str, x: torch.Tensor) -> torch.Tensor:
