@@ -43,8 +43,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: f
     if q.device.type == "cpu" and wants_grad and torch.is_grad_enabled():
         raise UserError(
             f"gradients are asked for {' and '.join(wants_grad)}, which engine='flex' cannot"
-            " compute on a CPU, because FlexAttention has no backward there; use engine='views', or run it"
-            " under torch.no_grad()"
+            " compute on a CPU, because FlexAttention has no backward there; use engine='views', or"
+            " run it under torch.no_grad()"
         )
     if q.device.type == "cpu":  # under no_grad too, torch refuses what requires gradients
         q, k, v = q.detach(), k.detach(), v.detach()
