@@ -14,6 +14,7 @@ FLOORS = [
     {"model"},
     {"checkpoint", "evaluation", "generation"},
     {"training"},
+    {"profiler"},
     {"commands"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,1 @@
+"""Measurement beside accounting: sweeps over lengths, fits, and reports of them."""
