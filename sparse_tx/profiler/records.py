@@ -11,10 +11,12 @@ from typing import Literal, get_args
 from sparse_tx.config import ModelConfig, TrainingConfig
 
 Work = Literal["attention", "forward", "train", "prefill", "decode"]
-"""What is done once: *attention*, forward and backward of the attention of one layer, the mean over
-the pattern's layers, without projections; *forward*, the model's loss without gradients; *train*, an
-optimiser step, the optimiser's work included; *prefill*, the logits after a prompt of ``seq_len``
-tokens; *decode*, one further token after it."""
+"""What is done once.
+
+*attention*: forward and backward of one layer's attention without projections, as the mean over the
+pattern's layers. *forward*: the model's loss without gradients. *train*: an optimiser step, the
+optimiser's own work included. *prefill*: the logits after a prompt of ``seq_len`` tokens, the start
+symbol among them. *decode*: one further token after it."""
 
 WORKS: tuple[Work, ...] = get_args(Work)
 
