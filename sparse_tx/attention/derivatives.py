@@ -32,11 +32,12 @@ def first_derivative_only(backward: Callable) -> Callable:
 
     @wraps(backward)
     def checked(ctx, *gradients):
+        if not torch.is_grad_enabled():  # nobody asked for create_graph
+            # Under checkpointing, saved tensors can be asked for once only: by ``backward``.
+            return backward(ctx, *gradients)
         inputs = [x for x in ctx.saved_tensors if x.requires_grad]
         with torch.no_grad():
             found = backward(ctx, *gradients)
-        if not torch.is_grad_enabled():  # nobody asked for create_graph
-            return found
         return tuple(
             _Gradient.apply(x, *inputs, *gradients) if isinstance(x, Tensor) else x for x in found
         )

@@ -193,8 +193,10 @@ def test_chunks_change_nothing(settings):
             assert (p.grad - expected_grad).abs().max().item() < 1e-5 * scale
 
 
-def test_recomputed_blocks_repeat_their_dropout():
-    kept, recomputed = make_model(dropout=0.3), make_model(dropout=0.3, recompute=True)
+@pytest.mark.parametrize("engine", ["auto", "views", "reference"])
+def test_recomputed_blocks_repeat_their_dropout(engine):
+    kept = make_model(dropout=0.3, engine=engine)
+    recomputed = make_model(dropout=0.3, engine=engine, recompute=True)
     tokens, targets = draw_tokens(), draw_tokens(seed=2)
     for model in (kept, recomputed):
         torch.manual_seed(5)
