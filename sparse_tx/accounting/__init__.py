@@ -4,6 +4,12 @@ Everything here is a whole number that a few integers decide; no tensor is made.
 set beside these numbers elsewhere.
 """
 
+from sparse_tx.accounting.activations import (
+    PeakMemory,
+    Workspace,
+    inference_peak,
+    training_peak,
+)
 from sparse_tx.accounting.flops import (
     Flops,
     Passes,
@@ -23,19 +29,23 @@ __all__ = [
     "Flops",
     "Parameters",
     "Passes",
+    "PeakMemory",
     "PerHead",
     "Tiling",
     "TrainingCost",
     "TrainingState",
+    "Workspace",
     "attended_pairs",
     "cache_bytes",
     "count_parameters",
+    "inference_peak",
     "linear",
     "matrix_product",
     "nominal_flops",
     "tiles_in_columns",
     "tiles_in_place",
     "training_cost",
+    "training_peak",
     "training_state",
     "useful_flops",
 ]

@@ -151,6 +151,31 @@ def sparse_attention(
     return ENGINES[name].attend(q, k, v, heads, scale)
 
 
+def workspace_bytes(
+    engine: str, heads: tuple[Pattern, ...], *, B: int, T: int, D: int, D_v: int
+) -> tuple[int, int]:
+    """Bytes that an engine holds beside inputs and results, forward and backward, in float32.
+
+    Of engines whose kernels run on GPUs it is taken to be nothing.
+
+    Args:
+        engine: a name, not ``auto``.
+        heads: the pattern of every head.
+        B: batch entries.
+        T: positions.
+        D: head dimension of queries and keys.
+        D_v: head dimension of values.
+
+    Raises:
+        UserError: no engine has this name; or it is ``reference``, which nobody runs for its cost.
+    """
+    check_engine_name(engine)
+    if engine in ("auto", "reference"):
+        raise UserError(f"the memory of engine='{engine}' is not known; name another engine")
+    of_engine = getattr(ENGINES[engine], "workspace_bytes", None)
+    return of_engine(heads, B, T, D, D_v) if of_engine else (0, 0)
+
+
 def _layer(pattern: Pattern | Layer | Stack | str) -> Layer:
     if isinstance(pattern, Layer):
         return pattern

@@ -7,11 +7,11 @@ it, ``operator`` makes it an operator of torch.
 import torch
 
 from sparse_tx.attention.cpu.build import why_no_kernel
-from sparse_tx.attention.cpu.operator import attend
+from sparse_tx.attention.cpu.operator import attend, workspace_bytes
 from sparse_tx.attention.cpu.sweeps import PARTS
 from sparse_tx.patterns import Pattern
 
-__all__ = ["attend", "why_not"]
+__all__ = ["attend", "why_not", "workspace_bytes"]
 
 
 def why_not(

@@ -27,6 +27,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: f
     return _attention(q, k, v, "/".join(map(str, heads)), scale)[0].to(dtype)
 
 
+def workspace_bytes(
+    heads: tuple[Pattern, ...], B: int, T: int, D: int, D_v: int
+) -> tuple[int, int]:
+    """Bytes held in float32 beside inputs and results, forward and backward.
+
+    What each thread works in, some 400 kB at D = 64, is not counted.
+    """
+    spill_rows = max(phase.n_spill_rows for phase in phases(heads, B, T))
+    return 0, 4 * B * spill_rows * (D + D_v)
+
+
 @lru_cache(maxsize=64)
 def _heads(notation: str, H: int) -> tuple[Pattern, ...]:
     return parse_pattern(notation).layers[0].heads(H)

@@ -12,10 +12,10 @@ Two ways of looking at a sequence turn every pattern into short runs of neighbou
 
 import torch
 
-from sparse_tx.attention.views.tiles import attend
+from sparse_tx.attention.views.tiles import attend, workspace_bytes
 from sparse_tx.patterns import Pattern
 
-__all__ = ["attend", "why_not"]
+__all__ = ["attend", "why_not", "workspace_bytes"]
 
 
 def why_not(

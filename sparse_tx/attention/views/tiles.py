@@ -15,6 +15,7 @@ Scores, and lse with them, are in units of log 2: exp2 takes masked scores at fu
 exp of torch's CPU build is 15 times slower on arguments whose result is 0.
 """
 
+from collections import Counter
 from math import log, prod
 
 import torch
@@ -43,6 +44,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: f
     if dense and scale >= torch.finfo(torch.float32).tiny and _has_fused_kernel(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return _SparseAttention.apply(q, k, v, heads, scale)
+
+
+def workspace_bytes(
+    heads: tuple[Pattern, ...], B: int, T: int, D: int, D_v: int
+) -> tuple[int, int]:
+    """Bytes held in float32 beside inputs and results, forward and backward, on a CPU."""
+    if all(is_dense(pattern, T) for pattern in heads) and D_v == D:
+        return 0, 0
+    forward: Counter[str] = Counter()
+    backward: Counter[str] = Counter({"delta": B * len(heads) * T})
+    for sweep in plan(heads, B, T, max(D, D_v), torch.device("cpu")):
+        # The first dimensions of an empty tensor's view are those of every buffer.
+        n = prod(sweep.view(torch.empty(B, len(heads), T, 1, device="meta")).shape[:3])
+        prefix = max(tile.n_prefix for tile in sweep.tiles)
+        for tile in sweep.tiles:
+            rows, keys = tile.rows.stop - tile.rows.start, tile.n_keys
+            shared = {"k": keys * D, "v": keys * D_v, "q": rows * D}
+            own = {"scores": rows * keys, "out": rows * D_v}
+            forward |= Counter({name: n * size for name, size in (shared | own).items()})
+            own = {
+                "scores": keys * max(rows, D),
+                "d_scores": keys * max(rows, D_v),
+                "d_out": rows * max(D, D_v),
+                "prefix": prefix * (D + D_v),
+            }
+            backward |= Counter({name: n * size for name, size in (shared | own).items()})
+    return 4 * forward.total(), 4 * backward.total()
 
 
 def _has_fused_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
