@@ -488,6 +488,8 @@ class _Pass:
                 d_output = self.copy_of_piece(n)
                 d_hidden = self.rows(_ACTIVATION_GRADIENTS, F, n)
                 self.give(activated, d_output)
+                if len(d_pieces) + 1 == len(self.pieces()) and d_branch is not gradient:
+                    self.give(d_branch)
                 if number:  # the sum over pieces is taken in place
                     self.give(d_weights)
                 d_hidden = self.through_activation(d_hidden, of_activation, n)
@@ -498,8 +500,6 @@ class _Pass:
                     self.give(d_weights)
             d_norm = self.rows(_ACTIVATION_GRADIENTS, C)
             self.give(*d_pieces, kept["random states"])
-            if d_branch is not gradient:
-                self.give(d_branch)
         else:
             d_hidden = self.through_linear(d_branch, kept["activated"], F, C)
             if d_branch is not gradient:
