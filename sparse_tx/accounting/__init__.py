@@ -7,6 +7,7 @@ set beside these numbers elsewhere.
 from sparse_tx.accounting.activations import (
     PeakMemory,
     Workspace,
+    attention_peak,
     inference_peak,
     training_peak,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "TrainingState",
     "Workspace",
     "attended_pairs",
+    "attention_peak",
     "cache_bytes",
     "count_parameters",
     "inference_peak",

@@ -124,6 +124,30 @@ def inference_peak(
     return PeakMemory(parts=run.ledger.at_peak)
 
 
+def attention_peak(
+    model: ModelConfig,
+    T: int | None = None,
+    *,
+    batch: int = 1,
+    workspaces: tuple[Workspace, ...] = (),
+) -> PeakMemory:
+    """Count the most bytes that one layer's attention holds, forward and backward, in float32.
+
+    Queries, keys and values are held as the model has them: cut out of the projection, and those
+    that norms or rotations have gone over beside it. The layer is the one that holds most.
+
+    Arguments and errors as of ``inference_peak``.
+    """
+    run = _Pass(model, T, batch, workspaces)
+    C, Q = model.n_embd, model.qk_width
+    copied = model.qk_norm or model.position == "rope"
+    run.rows(_QKV, 2 * Q + C + (2 * Q if copied else 0))
+    run.rows(_ATTENTION, C + model.n_head)
+    run.rows(_ACTIVATION_GRADIENTS, 2 * C + 2 * Q + model.n_head)
+    run.ledger.take(_WORKSPACE, max(workspace.backward for workspace in run.workspaces))
+    return PeakMemory(parts=run.ledger.at_peak)
+
+
 class _Pass:
     """One pass; ``N`` vectors, those of all sequences, go through it."""
 
