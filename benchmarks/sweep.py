@@ -4,7 +4,10 @@ from collections.abc import Iterable
 from statistics import median
 
 from contenders import Contender, Problem, dense_pairs
-from measure import copy_bytes_per_s, free_bytes, gemm_flops_per_s, timed_pass
+from measure import timed_pass
+
+from sparse_tx.profiler.machine import copy_bytes_per_s, gemm_flops_per_s
+from sparse_tx.profiler.memory import free_bytes
 
 
 class Sweep:

@@ -1,0 +1,95 @@
+"""What a process holds in memory on Linux: read, counted anew, given back at once, and limited."""
+
+import ctypes
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+# Of mallopt, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+# Larger requests get pages of their own, which go back to the system when they are freed.
+_MMAP_THRESHOLD = 64 * 1024
+
+
+def memory_field(path: str, field: str) -> int:
+    """A field of one of Linux's tables of memory, such as ``VmRSS`` of a status, in bytes.
+
+    Raises:
+        OSError: there is no such table.
+        KeyError: it has no such field.
+    """
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def peak_is_known() -> bool:
+    """Whether the system tells a process the most memory that it has held since a moment."""
+    try:
+        reset_peak()
+        return memory_field("/proc/self/status", "VmHWM") > 0
+    except (OSError, KeyError):
+        return False
+
+
+def reset_peak() -> None:
+    """Let the most memory that this process has held, ``VmHWM``, begin anew at what it holds.
+
+    Raises:
+        OSError: the system cannot do that.
+    """
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    return memory_field("/proc/self/status", "VmRSS")
+
+
+def peak_resident_bytes(process: int | str = "self") -> int:
+    """The most memory that a process, by its id, has held since ``reset_peak``, or ever."""
+    return memory_field(f"/proc/{process}/status", "VmHWM")
+
+
+def give_back_freed_memory() -> None:
+    """Have malloc return freed memory at once, here and now and from now on.
+
+    The resident set then is what is held, not what malloc keeps for later, and each allocation
+    costs more time. Of glibc alone; elsewhere nothing happens.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        return
+    libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+    libc.mallopt(_M_TRIM_THRESHOLD, 0)
+    libc.mallopt(_M_TOP_PAD, 0)
+    libc.malloc_trim(0)
+
+
+def limit_memory(further_bytes: int, device: str) -> None:
+    """Let this process allocate ``further_bytes`` beyond what it has, and then fail.
+
+    On a CPU these are private pages that may be written to (``RLIMIT_DATA``): what is reserved and
+    never touched counts too. On a GPU it is what torch's allocator takes.
+    """
+    if device == "cuda":
+        share = (torch.cuda.memory_reserved() + further_bytes) / torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+        return
+    with suppress(ImportError, KeyError, OSError):  # not on every system
+        import resource
+
+        limit = memory_field("/proc/self/status", "VmData") + further_bytes
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is free on the device, ``cpu`` or ``cuda``."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return memory_field("/proc/meminfo", "MemAvailable")

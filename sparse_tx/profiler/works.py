@@ -1,0 +1,210 @@
+"""What is measured: each ``Work`` as an object that does it once, as often as it is asked to.
+
+Weights, tokens, queries, keys and values are random, from a fixed seed.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sparse_tx.attention import resolve_engine, sparse_attention
+from sparse_tx.config import TrainingConfig
+from sparse_tx.errors import UserError
+from sparse_tx.generation import RecomputeDecoder
+from sparse_tx.model import GPT
+from sparse_tx.profiler.records import Setting, Work
+from sparse_tx.training.averaging import WeightAverage
+from sparse_tx.training.optimiser import make_optimisers
+
+# What a small version reads: enough for every engine to start its threads.
+_SMALL_LEN = 300
+
+Enter = Callable[[str], None]
+"""Is called when a phase of the work begins: ``forward``, ``backward`` or ``optimiser``."""
+
+
+def _ignore(phase: str) -> None:
+    pass
+
+
+class Doable(Protocol):
+    """A work, ready to be done any number of times.
+
+    Attributes:
+        engine: the attention engine that runs.
+        model: whose parts take the time; None where there is no model.
+        times: how often a run does what is measured.
+    """
+
+    engine: str
+    model: GPT | None
+    times: int
+
+    def prepare(self) -> None:
+        """Do what each time needs before it, and what is not part of the work."""
+
+    def run(self, enter: Enter = _ignore) -> None:
+        """Do the work once, telling ``enter`` of each phase as it begins."""
+
+
+def make_work(setting: Setting) -> Doable:
+    """Make what ``setting`` asks for, on its device.
+
+    Raises:
+        UserError: the setting's engine cannot run there, or there is no such device.
+    """
+    if setting.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, and torch sees no GPU here; measure on the device cpu")
+    torch.manual_seed(0)
+    return _WORKS[setting.work](setting)
+
+
+def small(setting: Setting) -> Setting:
+    """The same work on a model of the same widths with few tokens and no more layers than needed.
+
+    Done first, it has libraries loaded, kernels compiled and threads started.
+    """
+    model = setting.model
+    n_layer = min(model.n_layer, len(model.stack.layers))
+    model = replace(model, n_layer=n_layer, seq_len=min(model.seq_len, _SMALL_LEN))
+    return replace(setting, model=model, training=replace(setting.training, batch_size=1))
+
+
+class AttentionWork:
+    """Forward and backward of ``sparse_attention``, for each layer of a round of the pattern.
+
+    Queries, keys and values ``(B, H, T, D)`` lie in memory as the model has them: cut out of one
+    projection ``(B, T, 2 n_qk + C)``, or the former two beside one another once norms or rotations
+    have gone over them. They and the gradient of the output are made once.
+    """
+
+    model = None
+
+    def __init__(self, setting: Setting):
+        config, self.layers = setting.model, setting.model.stack.layers
+        B, T, H = setting.training.batch_size, config.seq_len, config.n_head
+        qk_width, C = config.qk_width, config.n_embd
+        dtype = torch.bfloat16 if setting.training.precision == "bf16" else torch.float32
+        place = dict(device=setting.device, dtype=dtype)
+        qk, v = torch.randn(B, T, 2 * qk_width + C, **place).split((2 * qk_width, C), dim=-1)
+        if config.qk_norm or config.position == "rope":
+            qk = qk.clone(memory_format=torch.contiguous_format)
+        q, k = qk.view(B, T, 2 * H, -1).chunk(2, dim=2)  # (B, T, H, D) each
+        self.inputs = tuple(x.transpose(1, 2).requires_grad_() for x in (q, k, v.view(B, T, H, -1)))
+        self.d_out = torch.randn(B, T, H, C // H, **place).transpose(1, 2)
+        self.asked, self.times = config.engine, len(self.layers)
+        self.engine, _ = resolve_engine(
+            config.engine,
+            device=self.d_out.device,
+            dtype=dtype,
+            D=qk_width // H,
+            D_v=C // H,
+            heads=tuple(head for layer in self.layers for head in layer.heads(H)),
+        )
+
+    def prepare(self) -> None:
+        pass
+
+    def run(self, enter: Enter = _ignore) -> None:
+        for layer in self.layers:
+            enter("forward")
+            out = sparse_attention(*self.inputs, layer, engine=self.asked)
+            enter("backward")
+            torch.autograd.grad(out, self.inputs, self.d_out)
+
+
+class _ModelWork:
+    """A model, and a batch of random texts for it."""
+
+    times = 1
+
+    def __init__(self, setting: Setting):
+        self.device, self.recipe = torch.device(setting.device), setting.training
+        self.model = GPT(setting.model).to(self.device).eval()
+        shape = (self.recipe.batch_size, setting.model.seq_len)
+        self.tokens = torch.randint(0, setting.model.vocab_size, shape)  # (B, T), as loaders do
+        with _autocast(self.recipe, self.device):
+            self.engine, _ = self.model.engine()
+
+    def prepare(self) -> None:
+        pass
+
+    def _loss(self) -> Tensor:
+        with _autocast(self.recipe, self.device):
+            tokens = self.tokens.to(self.device, non_blocking=True)
+            return self.model.loss(tokens, self.tokens.to(self.device, non_blocking=True))
+
+
+class ForwardWork(_ModelWork):
+    """The model's loss without gradients."""
+
+    def run(self, enter: Enter = _ignore) -> None:
+        enter("forward")
+        with torch.no_grad():
+            self._loss().item()
+
+
+class TrainWork(_ModelWork):
+    """An optimiser step as the trainer takes it, without accumulation and without its loader."""
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting)
+        self.model.train()
+        self.optimisers = make_optimisers(self.model, self.recipe)
+        self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
+
+    def run(self, enter: Enter = _ignore) -> None:
+        enter("forward")
+        loss = self._loss()
+        enter("backward")
+        (loss / self.tokens.numel()).backward()
+        loss.item()
+        enter("optimiser")
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.model.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model)
+
+
+class PrefillWork(_ModelWork):
+    """The logits after a prompt that, with the start symbol, is ``seq_len`` tokens."""
+
+    def run(self, enter: Enter = _ignore) -> None:
+        enter("forward")
+        with _autocast(self.recipe, self.device):
+            RecomputeDecoder(self.model).prefill(self.tokens[:, 1:]).cpu()
+
+
+class DecodeWork(_ModelWork):
+    """The step that makes start symbol and text ``seq_len`` tokens; each on a text of its own."""
+
+    def prepare(self) -> None:
+        self.decoder = RecomputeDecoder(self.model)
+        with _autocast(self.recipe, self.device):
+            self.decoder.prefill(self.tokens[:, 2:])
+
+    def run(self, enter: Enter = _ignore) -> None:
+        enter("forward")
+        with _autocast(self.recipe, self.device):
+            self.decoder.decode_one_token(self.tokens[:, 0]).cpu()
+
+
+def _autocast(recipe: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager:
+    if recipe.precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+_WORKS: dict[Work, Callable[[Setting], Doable]] = {
+    "attention": AttentionWork,
+    "forward": ForwardWork,
+    "train": TrainWork,
+    "prefill": PrefillWork,
+    "decode": DecodeWork,
+}

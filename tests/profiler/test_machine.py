@@ -1,0 +1,111 @@
+"""Clocks, ceilings, memory and provenance of this machine."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+
+from sparse_tx.profiler import machine
+from sparse_tx.profiler import provenance as module
+from sparse_tx.profiler.machine import Stopwatch, measure_ceilings
+from sparse_tx.profiler.memory import free_bytes, memory_field
+from sparse_tx.profiler.processes import run_in_fresh_process
+from sparse_tx.profiler.provenance import measured_on, provenance
+
+
+def test_laps(monkeypatch):
+    times = iter([1.0, 1.5, 4.0])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(times))
+    watch = Stopwatch("cpu")
+    assert watch.laps() == []
+    watch.mark()
+    watch.mark()
+    assert watch.laps() == [0.5, 2.5]
+
+
+def test_ceilings_count_flops_and_bytes(monkeypatch):
+    """With a clock by which all takes two seconds."""
+    monkeypatch.setitem(machine._GEMM, "cpu", 7)
+    monkeypatch.setitem(machine._COPIED, "cpu", 1000)
+    monkeypatch.setattr(machine, "_median_seconds", lambda run, device: run() is None or 2.0)
+    found = measure_ceilings("cpu", torch.float64)
+    assert found.gemm_flops_per_s == 7**3
+    assert found.copy_bytes_per_s == 1000
+
+
+def test_ceilings_are_measured(monkeypatch):
+    monkeypatch.setitem(machine._GEMM, "cpu", 32)
+    monkeypatch.setitem(machine._COPIED, "cpu", 1 << 16)
+    found = measure_ceilings("cpu", torch.float32)
+    assert found.gemm_flops_per_s > 0
+    assert found.copy_bytes_per_s > 0
+
+
+def test_fields_of_memory(tmp_path):
+    table = tmp_path / "status"
+    table.write_text("Name:\tx\nVmRSSx:\t 1 kB\nVmRSS:\t   17 kB\n")
+    assert memory_field(str(table), "VmRSS") == 17 * 1024
+    with pytest.raises(KeyError):
+        memory_field(str(table), "Vm")
+    assert 0 < free_bytes("cpu") < 1 << 50
+
+
+def hold_and_free(tell):
+    """After threads of torch have worked, and with memory that comes and goes."""
+    from sparse_tx.profiler.memory import give_back_freed_memory, peak_resident_bytes, reset_peak
+    from sparse_tx.profiler.memory import resident_bytes as held
+
+    give_back_freed_memory()
+    begin = held()
+    pieces = [torch.ones(30_000) for _ in range(1000)]  # 120 MB
+    tell("held", held() - begin)
+    pieces.clear()
+    tell("freed", held() - begin)
+    reset_peak()
+    begin = held()
+    torch.ones(10_000_000)
+    tell("peak", peak_resident_bytes() - begin)
+
+
+def test_memory_that_is_freed_is_given_back():
+    told = run_in_fresh_process(hold_and_free).told
+    assert told["held"][0] > 119_000_000
+    assert told["freed"][0] < 10_000_000
+    assert 39_000_000 < told["peak"][0] < 60_000_000
+
+
+def test_provenance_names_no_place(monkeypatch):
+    arguments = ["--out=/srv/secret/a.json", "/srv/secret", "--pattern", "local:8,dense", "~/here"]
+    monkeypatch.setattr(sys, "argv", ["/srv/secret/sparse-tx", "profile", *arguments])
+    found = provenance("pytest")
+    assert found["command"] == "sparse-tx profile --out=a.json secret --pattern local:8,dense here"
+    text = json.dumps(found)
+    for place in ("/srv", os.path.expanduser("~"), str(module._PACKAGE.parent)):
+        assert place not in text
+    assert {"torch", "pytest"} <= set(found["versions"])
+    monkeypatch.setattr(sys, "argv", ["/srv/secret/attention.py"])
+    assert provenance()["command"] == "python attention.py"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_a_package_within_the_clone_of_another_project_has_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_PACKAGE", tmp_path / "sparse_tx")
+    assert provenance()["commit"] is None
+    assert provenance()["changed_files"] is None
+    commit = ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c", "--allow-empty"]
+    for command in (["init", "-q"], commit):
+        module.subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert len(provenance()["commit"]) == 40
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setattr(module, "_PACKAGE", tmp_path / "site-packages" / "sparse_tx")
+    assert provenance()["commit"] is None
+
+
+def test_what_measurements_must_share():
+    found = measured_on("cpu")
+    assert found == json.loads(json.dumps(found))
+    assert found["torch"] == torch.__version__
+    assert found["processor"]
