@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a model",
     "sample": "continue a prompt with a trained model",
     "pattern": "show, count and check attention patterns",
+    "profile": "say what sequence lengths and patterns cost, predicted and measured",
 }
 
 

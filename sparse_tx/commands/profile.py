@@ -1,0 +1,258 @@
+"""``sparse-tx profile``: what sequence lengths and patterns cost, predicted and measured."""
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sparse_tx.accounting import count_parameters
+from sparse_tx.checkpoint import read_checkpoint
+from sparse_tx.commands.shell import INTERRUPTED, CommandParser, choose_device, run_command
+from sparse_tx.config import ModelConfig, RunConfig, TrainingConfig, preset_names, preset_text
+from sparse_tx.errors import UserError, nearest
+from sparse_tx.profiler.equal_cost import find_reaches
+from sparse_tx.profiler.fit import parse_memory
+from sparse_tx.profiler.log import MeasurementLog
+from sparse_tx.profiler.patterns_by_length import at_length, parse_lengths, parse_patterns
+from sparse_tx.profiler.records import WORKS, Measurement, Profile, Setting, Work
+from sparse_tx.profiler.report import WIDTH_OF_FILES, tables, write_report
+from sparse_tx.profiler.room import find_fits
+from sparse_tx.profiler.sweep import Laboratory, Question, Watcher, answer, engine_of
+
+DESCRIPTION = """Say what sequence lengths and patterns cost: FLOPs and memory from exact counts, times
+from a short calibration on this machine, and with --measure all of it measured side by side."""
+
+_PRESET = "cpu"
+# Without --seq_lens: so many times the model's own length.
+_LENGTHS = (1, 8, 64)
+_RECOMPUTE = {"as-preset": None, "no": (False,), "yes": (True,), "both": (False, True)}
+# Settings of a model that have flags of their own here, or that change no cost.
+_NOT_FLAGS = {"pattern", "seq_len", "recompute", "engine", "init"}
+_LOG = "measurements.jsonl"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; exit status 0, 2 after a mistake in what was given, 130 after Ctrl-C."""
+    return run_command(_profile, argv)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="sparse-tx profile", description=DESCRIPTION)
+    add = parser.add_argument
+    add("--preset", type=str, help=f"The model: one of {', '.join(preset_names())} ({_PRESET}).")
+    add("--checkpoint", type=str, help="The model of a run directory or checkpoint instead.")
+    add("--seq_lens", type=str, help="Such as 1024,64k or 1024..1M*4 (1, 8 and 64 times its own).")
+    add(
+        "--patterns",
+        type=str,
+        help="Such as 'dense;local:128,strided:128'; the word sqrt is the root of the length, as in"
+        " 'local:sqrt,strided:sqrt' (dense and the model's own).",
+    )
+    add("--work", type=str, default="train", help=f"One or more of {', '.join(WORKS)}.")
+    add("--recompute", type=Literal[tuple(_RECOMPUTE)], default="as-preset")
+    add("--batch_size", type=int, help="Sequences at a time (as the preset).")
+    add("--engine", type=str, default="auto", help="Attention engine: auto, views, cpu, ...")
+    add("--device", type=Literal["auto", "cpu", "cuda"], default="auto")
+    add("--precision", type=Literal["fp32", "bf16"], help="bf16: for GPUs (as the preset).")
+    add("--measure", action="store_true", help="Also measure, in fresh processes.")
+    add("--rounds", type=int, default=3, help="Timed rounds of each measurement.")
+    add("--limit_s", type=float, default=60.0, help="Seconds a process of a measurement may take.")
+    add("--flops_per_s", type=float, help="Predict times at this rate, such as 1e11, not by trial.")
+    add("--tokens", type=str, help="Also the cost of training on so many tokens, such as 100M.")
+    add("--fit", action="store_true", help="The longest sequence and largest batch for --memory.")
+    add("--memory", type=str, help="Such as 24GB, for the whole process.")
+    add("--reach", type=int, help="Lengths at the cost that dense attention has at this length.")
+    add("--out", type=str, help="Folder for HTML page, PNG, CSV, JSON; measurements go on there.")
+    parser.add_class_arguments(ModelConfig, skip=_NOT_FLAGS)
+    return parser
+
+
+def _profile(argv: list[str]) -> int:
+    args = _parse(argv)
+    title, model, training = _model(args)
+    device = choose_device(args.device).type
+    lengths = _lengths(args, model)
+    labels = parse_patterns(args.patterns or f"dense;{model.pattern}", lengths=lengths)
+    memory = _memory(args)
+    tokens = parse_lengths(args.tokens)[-1] if args.tokens else None
+    settings = tuple(
+        Setting(
+            work=work,
+            label=label,
+            model=replace(
+                model, pattern=at_length(label, T), seq_len=T, recompute=again and work == "train"
+            ),
+            training=training,
+            device=device,
+        )
+        for work in _works(args.work)
+        for label in labels
+        for again in (_RECOMPUTE[args.recompute] or (model.recompute,))[: None if work == "train" else 1]
+        for T in lengths
+    )
+    for setting in settings:
+        engine_of(setting)  # one that cannot run is an error before anything is measured
+    question = Question(
+        title=title,
+        settings=settings,
+        measured=args.measure,
+        flops_per_s=args.flops_per_s,
+        rounds=args.rounds,
+        limit_s=args.limit_s,
+        training_tokens=tokens,
+    )
+    log = MeasurementLog(Path(args.out) / _LOG) if args.out else None
+    show = _Display()
+    laboratory = Laboratory(log, show, rounds=args.rounds, limit_s=args.limit_s)
+    first = {setting.label: setting for setting in reversed(settings)}
+    try:
+        with show:
+            profile = answer(question, laboratory)
+            if args.reach is not None:
+                attention = [replace(first[label], work="attention") for label in labels]
+                reaches = find_reaches(attention, args.reach, laboratory, measured=args.measure)
+                profile = replace(profile, reaches=reaches)
+            if memory is not None:
+                kinds = _kinds_to_fit(first, labels)
+                profile = replace(profile, fits=find_fits(kinds, memory, laboratory))
+    except KeyboardInterrupt:
+        kept = f"what was measured is kept in {log.path}: the same command goes on from there"
+        print(f"stopped; {kept if log else 'give --out to keep measurements'}", file=sys.stderr)
+        return INTERRUPTED
+    _report(profile, args.out)
+    return 0
+
+
+def _parse(argv: list[str]):
+    parser = _parser()
+    args = parser.parse_args(argv)
+    # Only then is it known whose model the other flags change.
+    if args.preset is not None and args.checkpoint is not None:
+        raise UserError(
+            f"--preset {args.preset} and --checkpoint {args.checkpoint} name two models; give one"
+        )
+    base = _base(args)
+    parser.set_defaults({name: getattr(base.model, name) for name in _model_flags()})
+    args = parser.parse_args(argv)
+    args.base = base
+    return args
+
+
+def _base(args) -> RunConfig:
+    if args.checkpoint is not None:
+        return read_checkpoint(args.checkpoint).config
+    return RunConfig.from_flat(yaml.safe_load(preset_text(args.preset or _PRESET)))
+
+
+def _model_flags() -> list[str]:
+    return [field.name for field in fields(ModelConfig) if field.name not in _NOT_FLAGS]
+
+
+def _model(args) -> tuple[str, ModelConfig, TrainingConfig]:
+    """The title of the profile, the model and how it is trained."""
+    chosen = {name: getattr(args, name) for name in _model_flags()}
+    model = replace(args.base.model, engine=args.engine, **chosen)
+    training = args.base.training
+    for name in ("batch_size", "precision"):
+        if getattr(args, name) is not None:
+            training = replace(training, **{name: getattr(args, name)})
+    name = f"checkpoint {args.checkpoint}" if args.checkpoint else f"preset {args.preset or _PRESET}"
+    return (
+        f"{name}: {count_parameters(model).total:,} parameters, {model.n_layer} layers, width"
+        f" {model.n_embd}, {model.n_head} heads, batch size {training.batch_size}",
+        model,
+        training,
+    )
+
+
+def _lengths(args, model: ModelConfig) -> tuple[int, ...]:
+    if args.seq_lens is not None:
+        return parse_lengths(args.seq_lens)
+    times = (1,) if args.fit or args.reach is not None else _LENGTHS
+    return tuple(n * model.seq_len for n in times)
+
+
+def _works(text: str) -> tuple[Work, ...]:
+    found = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    for work in found:
+        if work not in WORKS:
+            raise UserError(
+                f"--work '{work}' is unknown: {nearest(work, WORKS)}it is one or more of"
+                f" {', '.join(WORKS)}"
+            )
+    if not found:
+        raise UserError(f"--work is empty; name one or more of {', '.join(WORKS)}")
+    return found
+
+
+def _memory(args) -> int | None:
+    """The room that ``--fit`` asks about; None without it."""
+    if args.fit != (args.memory is not None):
+        raise UserError("--fit and --memory go together: for example --fit --memory 24GB")
+    return parse_memory(args.memory) if args.fit else None
+
+
+def _kinds_to_fit(first: dict[str, Setting], labels: tuple[str, ...]) -> list[Setting]:
+    """Of each pattern: training without and with recomputation, and reading a prompt."""
+    kinds = []
+    for label in labels:
+        setting = first[label]
+        for work, again in (("train", False), ("train", True), ("prefill", False)):
+            model = replace(setting.model, recompute=again)
+            kinds.append(replace(setting, work=work, model=model))
+    return kinds
+
+
+# --- What a person sees -------------------------------------------------------------------------
+
+
+def _report(profile: Profile, out: str | None) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=WIDTH_OF_FILES, highlight=False)
+    for part in tables(profile):
+        console.print(part)
+    if out is not None:
+        for path in write_report(profile, out).values():
+            console.print(str(path), markup=False, soft_wrap=True)
+
+
+class _Display(Watcher):
+    """A bar on the terminal's stderr while measurements run."""
+
+    def __init__(self):
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[now]}", markup=False),
+            console=Console(stderr=True),
+        )
+        self.task = None
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.progress.stop()
+
+    def on_plan(self, what: str, n_points: int) -> None:
+        self.task = self.progress.add_task(what, total=n_points, now="")
+
+    def on_point(self, setting: Setting) -> None:
+        again = ", recomputed" if setting.model.recompute else ""
+        now = f"{setting.work} {setting.label} at {setting.model.seq_len:,}{again}"
+        self.progress.update(self.task, now=now)
+
+    def on_done(self, setting: Setting, measurement: Measurement) -> None:
+        self.progress.update(self.task, advance=1, now="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What memory has room for: the longest sequence and the largest batch, confirmed by running it."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sparse_tx.errors import UserError
+from sparse_tx.profiler.calibration import TimeModel
+from sparse_tx.profiler.fit import largest_batch, largest_length
+from sparse_tx.profiler.predict import predict, predict_peak
+from sparse_tx.profiler.records import Fit, Setting
+from sparse_tx.profiler.sweep import Laboratory, at, calibrated, engine_of
+
+# Beyond this, a batch is no longer a matter of memory.
+_MOST_SEQUENCES = 1 << 20
+_SHORT = 256
+
+
+def find_fits(
+    settings: Iterable[Setting], memory_bytes: int, laboratory: Laboratory, *, confirm: bool = True
+) -> tuple[Fit, ...]:
+    """Find what fits into memory, by accounting, and run it once where time allows.
+
+    For each setting the longest sequence at its batch size, and for training the largest batch at
+    its length too. The process itself counts: what it holds before it makes a model is measured.
+
+    Args:
+        settings: what is to fit; their lengths are those of which the largest batch is sought.
+        memory_bytes: the room for the whole process.
+        laboratory: measures.
+        confirm: whether to run what was found, as far as the machine and the limit of time allow.
+
+    Raises:
+        UserError: the process alone takes more, or a setting cannot run here.
+    """
+    settings = tuple(settings)
+    smallest = at(settings[0], min(_SHORT, settings[0].model.seq_len), batch=1)
+    laboratory.watcher.on_plan("measuring an empty process", 1)
+    baseline = laboratory.measure(smallest, ("peak",)).baseline_bytes
+    if memory_bytes <= baseline:
+        raise UserError(
+            f"--memory is {memory_bytes / 1e9:.3g} GB, and a process with torch takes"
+            f" {baseline / 1e9:.3g} GB before it has a model; give more"
+        )
+    found = []
+    for setting in settings:
+        found.append(_longest(setting, memory_bytes, baseline))
+        if setting.work == "train":
+            found.append(_widest(setting, memory_bytes, baseline))
+    if not confirm:
+        return tuple(found)
+    times = calibrated((fit.setting for fit in found if fit.value), laboratory)
+    laboratory.watcher.on_plan("confirming", len(found))
+    return tuple(_confirmed(fit, times, laboratory) for fit in found)
+
+
+def _longest(setting: Setting, memory: int, baseline: int) -> Fit:
+    engine = engine_of(setting)
+
+    def peak(T: int) -> int:
+        return baseline + predict_peak(at(setting, T), engine).total
+
+    T = largest_length(peak, memory)
+    return Fit(
+        setting=at(setting, max(1, T)),
+        memory_bytes=memory,
+        baseline_bytes=baseline,
+        largest="seq_len",
+        value=T,
+        peak_bytes=peak(max(1, T)),
+    )
+
+
+def _widest(setting: Setting, memory: int, baseline: int) -> Fit:
+    engine, T = engine_of(setting), setting.model.seq_len
+
+    def peak(batch: int) -> int:
+        return baseline + predict_peak(at(setting, T, batch), engine).total
+
+    batch = largest_batch(peak, memory, most=_MOST_SEQUENCES)
+    return Fit(
+        setting=at(setting, T, max(1, batch)),
+        memory_bytes=memory,
+        baseline_bytes=baseline,
+        largest="batch_size",
+        value=batch,
+        peak_bytes=peak(max(1, batch)),
+    )
+
+
+def _confirmed(fit: Fit, times: TimeModel, laboratory: Laboratory) -> Fit:
+    setting = fit.setting
+    if not fit.value:
+        return replace(fit, not_confirmed="nothing fits")
+    prediction = predict(setting, engine_of(setting), seconds=times.seconds(setting))
+    if reason := laboratory.why_not(setting, prediction):
+        return replace(fit, not_confirmed=reason)
+    measurement = laboratory.measure(setting, ("peak",))
+    return replace(fit, confirmation=measurement, near=fit.value)
