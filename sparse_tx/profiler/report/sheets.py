@@ -81,7 +81,6 @@ class Sheet:
     notes: tuple[str, ...] = ()
     is_grouped: bool = False
 
-
     def without_empty_columns(self) -> "Sheet":
         """The same table without the columns that hold no figure in any row."""
         kept = [
