@@ -171,9 +171,7 @@ def fits_sheet(profile: Profile) -> Sheet:
                 Cell(bytes_text(fit.memory_bytes), fit.memory_bytes),
                 Cell(count_text(fit.value) if fit.value else "nothing fits", fit.value),
                 Cell(bytes_text(fit.peak_bytes), fit.peak_bytes),
-                Cell(
-                    _confirmation(fit), failed=bool(fit.confirmation and fit.confirmation.failure)
-                ),
+                _confirmation(fit),
             )
         )
     return Sheet(

@@ -23,13 +23,8 @@ _FINER_TIMES = tuple(
 
 
 def length_levels(lengths: Iterable[int]) -> list[Ticks]:
-    """Ticks at the lengths themselves, every fourth power of two of them first if there are many.
-
-    Args:
-        lengths: in tokens, in any order.
-    """
-    every = sorted(set(lengths))
-    return [[(float(n), count_text(n)) for n in every]]
+    """One level of ticks: at the lengths themselves, in tokens."""
+    return [[(float(n), count_text(n)) for n in sorted(set(lengths))]]
 
 
 def quantity_levels(kind: str, values: Iterable[float]) -> list[Ticks]:
@@ -46,7 +41,7 @@ def quantity_levels(kind: str, values: Iterable[float]) -> list[Ticks]:
     text: Callable[[float], str] = {
         "bytes": bytes_text,
         "flops": flops_text,
-        "seconds": seconds_text,
+        "seconds": _time_mark,
     }[kind]
     levels = []
     for digits in ((1,), (1, 2, 5), tuple(range(1, 10))):
@@ -57,6 +52,15 @@ def quantity_levels(kind: str, values: Iterable[float]) -> list[Ticks]:
             marks += [float(mark) for mark in times if mark <= 10**high]
         levels.append([(mark, text(mark)) for mark in marks])
     return levels
+
+
+def _time_mark(seconds: float) -> str:
+    """``10 s``, ``1 min``, ``2 h``, ``100 days``: round times in the largest unit that they fill."""
+    for unit, name in ((_DAY, "day"), (_HOUR, "h"), (_MINUTE, "min")):
+        if seconds >= unit and seconds % unit == 0:
+            n = int(seconds // unit)
+            return f"{n:,} {name}{'s' if name == 'day' and n > 1 else ''}"
+    return seconds_text(seconds)
 
 
 def chosen_ticks(levels: list[Ticks], low: float, high: float, most: int) -> Ticks:
