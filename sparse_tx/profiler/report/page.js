@@ -18,10 +18,13 @@
   const touch = window.matchMedia("(pointer: coarse)").matches;
   const hidden = new Set();
 
-  // Room in pixels that the text of a tick takes along its axis, and the fewest ticks of an axis
-  // before finer ones are taken (FEWEST_TICKS of scale.py).
-  const ROOM = { xaxis: 74, yaxis: 38 };
+  // Of an axis, before finer ones are taken (FEWEST_TICKS of scale.py).
   const FEWEST_TICKS = 3;
+
+  /** Pixels along an axis that the longest of these ticks takes, with some air. */
+  function roomOf(name, ticks) {
+    return name === "yaxis" ? 38 : 16 + 7 * Math.max(...ticks.map(([, text]) => text.length));
+  }
 
   /** Replaces names such as "@series-0" by the theme's colours, at any depth. */
   function themed(value, style) {
@@ -55,7 +58,7 @@
   function ticksOf(place, name, levels) {
     const axis = place._fullLayout[name];
     const [low, high] = axis.range.map((end) => 10 ** end);
-    const most = Math.max(2, Math.floor(axis._length / ROOM[name]));
+    const most = Math.max(2, Math.floor(axis._length / roomOf(name, levels[0])));
     const ticks = chosenTicks(levels, low, high, most);
     return {
       [`${name}.tickvals`]: ticks.map(([value]) => value),
@@ -80,7 +83,7 @@
     return same ? Promise.resolve() : window.Plotly.relayout(place, update);
   }
 
-  function layoutOf(figure, style) {
+  function layoutOf(place, figure, style) {
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
     const layout = themed(figure.layout, style);
     const axis = {
@@ -103,6 +106,8 @@
       showlegend: false,
       hovermode: "closest",
       dragmode: touch ? false : "zoom",
+      width: place.clientWidth,
+      height: place.clientHeight,
       hoverlabel: {
         bgcolor: colour("paper"),
         bordercolor: colour("soft"),
@@ -115,14 +120,13 @@
   const CONFIG = {
     displaylogo: false,
     displayModeBar: false,
-    responsive: true,
     doubleClick: "reset",
   };
 
   async function draw(place) {
     const figure = figures[place.dataset.plot];
     const style = getComputedStyle(root);
-    const layout = layoutOf(figure, getComputedStyle(document.body));
+    const layout = layoutOf(place, figure, getComputedStyle(document.body));
     const data = themed(figure.data, style).map((trace) => ({
       ...trace,
       visible: !(trace.meta && hidden.has(trace.meta.series)),
@@ -130,6 +134,7 @@
     await window.Plotly.react(place, data, layout, CONFIG);
     await setTicks(place, figure.ticks);
     if (!place.dataset.drawn) {
+      widths.observe(place);
       place.dataset.drawn = "true";
       place.on("plotly_relayout", () => setTicks(place, figure.ticks));
       root.dataset.plots = String(Number(root.dataset.plots || 0) + 1);
@@ -147,18 +152,14 @@
     }
   }
 
-  function followTheWindow() {
-    let waiting;
-    window.addEventListener("resize", () => {
-      clearTimeout(waiting);
-      waiting = setTimeout(() => {
-        for (const place of document.querySelectorAll(".plot[data-drawn]")) {
-          setTicks(place, figures[place.dataset.plot].ticks);
-        }
-      }, 200);
-    });
-    dark.addEventListener("change", drawAll);
-  }
+  /** Draws a plot again at the width that it has come to have. */
+  const widths = new ResizeObserver((changes) => {
+    for (const { target } of changes) {
+      if (target.dataset.drawn && Math.abs(target._fullLayout.width - target.clientWidth) > 1) {
+        draw(target);
+      }
+    }
+  });
 
   function offerSeries() {
     for (const button of document.querySelectorAll(".key button")) {
@@ -228,8 +229,8 @@
   }
   offerSeries();
   root.dataset.plots = "0";
+  dark.addEventListener("change", drawAll);
   drawAll().then(() => {
-    followTheWindow();
     root.dataset.ready = "true";
   });
 })();

@@ -1,6 +1,7 @@
-"""A profile as one HTML page that holds all it needs: plots, pictures, tables, data, and scripts."""
+"""A profile as one HTML page that holds all it needs: plots, pictures, tables, data, scripts."""
 
 import json
+import re
 from base64 import b64encode
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,6 +20,11 @@ from sparse_tx.profiler.report.words import WORK_NAMES, plain_name, rate_text
 
 # Pixels of a pattern picture on the page for one in the file, which is drawn for print.
 _PICTURE_SCALE = 0.5
+
+_AFTER_COMMA = re.compile(r",(?=[^\d\s])")
+_BEFORE_UNIT = re.compile(
+    r"(?<=\d) (?=(?:(?:µs|ms|s|min|h|days?|years?|times|[kMGTPEZ]?(?:B|FLOP))\b|%))"
+)
 
 # The marks of plotly's names, for the buttons that stand for a legend.
 _SHAPES = {
@@ -97,18 +103,17 @@ def _sections(
     works: list[dict], agreement: bool, findings: bool, pictures: bool
 ) -> list[tuple[str, str]]:
     """Anchors and names of the page's sections, in its order."""
-    costs = [(f"costs-{work['key']}", work["title"]) for work in works]
     parts = [(f"parts-{work['key']}", "Where it goes") for work in works if work["parts"]]
     return [
         ("short", "In short"),
-        *costs,
+        *([("costs", "Cost against length")] if works else []),
         *([("agreement", "Predicted against measured")] if agreement else []),
         *([("all", "All settings")] if works else []),
         *parts[:1],
         *([("findings", "What follows")] if findings else []),
         *([("patterns", "What each pattern reads")] if pictures else []),
         ("words", "Words"),
-        ("provenance", "Where the figures come from"),
+        ("provenance", "Origin"),
     ]
 
 
@@ -167,10 +172,11 @@ def _value_text(value: Any) -> str:
 
 
 def _breakable(text: str) -> Any:
-    """Escaped, with a place to break the line after each comma, as patterns have no spaces."""
+    """Escaped, with places to break lines after a pattern's commas, and none before a unit."""
     from markupsafe import Markup, escape
 
-    return Markup(str(escape(text)).replace(",", ",<wbr>"))
+    unbroken = _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", text)
+    return Markup(_AFTER_COMMA.sub(",<wbr>", str(escape(unbroken))))
 
 
 def _safe_json(value: Any) -> str:

@@ -94,7 +94,7 @@ class _Quantity:
 
 QUANTITIES = {
     "seconds": _Quantity(
-        "seconds", "Time", "Lower is faster. A line as steep as dense attention's is quadratic."
+        "seconds", "Time", "Lower is faster. The steeper a line, the worse it is for long texts."
     ),
     "bytes": _Quantity(
         "bytes", "Peak memory", "The most that was held at any moment, the model included."
@@ -115,9 +115,13 @@ def _against_length(profile: Profile, work: Work, quantity: _Quantity) -> Plot:
     traces: list[dict] = []
     values: list[float] = []
     lengths: list[int] = []
-    for series in facts.all_series(profile, work):
+    lines = facts.all_series(profile, work)
+    # Marks lie above all lines, and crosses above all marks.
+    for series in lines:
         traces += _predicted_lines(series, quantity, profile)
+    for series in lines:
         traces += _measured_marks(series, quantity)
+    for series in lines:
         traces += _failed_crosses(series, quantity)
     for trace in traces:
         values += trace["y"]

@@ -55,7 +55,7 @@ def quantity_levels(kind: str, values: Iterable[float]) -> list[Ticks]:
 
 
 def _time_mark(seconds: float) -> str:
-    """``10 s``, ``1 min``, ``2 h``, ``100 days``: round times in the largest unit that they fill."""
+    """``10 s``, ``1 min``, ``2 h``, ``100 days``: round times in the largest unit they fill."""
     for unit, name in ((_DAY, "day"), (_HOUR, "h"), (_MINUTE, "min")):
         if seconds >= unit and seconds % unit == 0:
             n = int(seconds // unit)

@@ -185,13 +185,13 @@ def _accuracy(profile: Profile) -> list[str]:
     for name, differences in (("memory", memory), ("time", time)):
         sizes = [abs(value) for value in differences if value is not None]
         if len(sizes) == 1:
-            said.append(
-                f"Predicted {name} is off by {share_text(sizes[0])} in the one measured setting."
-            )
+            off = share_text(sizes[0], digits=2)
+            said.append(f"Predicted {name} is off by {off} in the one measured setting.")
         elif sizes:
+            middle, most = (share_text(size, digits=2) for size in (median(sizes), max(sizes)))
             said.append(
-                f"Predicted {name} is off by {share_text(median(sizes))} (median of {len(sizes)}"
-                f" measured settings), and by {share_text(max(sizes))} at most."
+                f"Predicted {name} is off by {middle} (median of {len(sizes)} measured settings),"
+                f" and by {most} at most."
             )
     return said
 

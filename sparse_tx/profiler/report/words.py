@@ -80,11 +80,11 @@ def rate_text(per_second: float | None) -> str:
     return UNKNOWN if per_second is None else _rounded(per_second, digits=3)
 
 
-def share_text(share: float | None) -> str:
+def share_text(share: float | None, digits: int = 3) -> str:
     """A share in percent: ``3.12 %``."""
     if share is None or not isfinite(share):
         return UNKNOWN
-    return f"{_rounded(100 * share, digits=3)} %"
+    return f"{_rounded(100 * share, digits)} %"
 
 
 def difference_text(difference: float | None) -> str:
