@@ -1,6 +1,7 @@
 """Profiles from formulas, as realistic as a report needs them; nothing is measured here."""
 
 from dataclasses import replace
+from functools import cache
 from random import Random
 
 from sparse_tx.accounting import attended_pairs, cache_bytes, count_parameters, useful_flops
@@ -106,6 +107,7 @@ def measurement(asked: Setting, told: Prediction, noise: Random) -> Measurement:
     )
 
 
+@cache
 def realistic_profile(works=("train",), lengths=LENGTHS, recomputes=(False,)) -> Profile:
     """Several patterns and lengths: measured up to a length, predicted beyond, one failure."""
     noise = Random(7)

@@ -102,8 +102,9 @@
       font: { family: style.fontFamily, size: 12.5, color: colour("ink") },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      margin: { l: 8, r: 16, t: 12, b: 8 },
+      margin: { l: 8, r: 16, t: 12, b: 8, ...layout.margin },
       showlegend: false,
+      uirevision: "kept", // drawn again, a plot stays zoomed
       hovermode: "closest",
       dragmode: touch ? false : "zoom",
       width: place.clientWidth,

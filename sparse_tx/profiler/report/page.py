@@ -1,4 +1,10 @@
-"""A profile as one HTML page that holds all it needs: plots, pictures, tables, data, scripts."""
+"""A profile as one HTML page that holds all it needs: plots, pictures, tables, data, scripts.
+
+A picture of the page, such as the README's, is made by a browser, here of its first 1,560 pixels:
+
+    chromium --headless --disable-gpu --hide-scrollbars --virtual-time-budget=10000 \\
+        --window-size=1400,1560 --screenshot=docs/profile.png file:///FOLDER/profile.html
+"""
 
 import json
 import re
@@ -16,7 +22,7 @@ from sparse_tx.profiler.report.palette import DARK, LIGHT, colour_name, mark_nam
 from sparse_tx.profiler.report.plots import agreement_plots, cost_plots, parts_plots
 from sparse_tx.profiler.report.sheets import PARTS, main_sheet, parts_sheet
 from sparse_tx.profiler.report.summary import sentences
-from sparse_tx.profiler.report.words import WORK_NAMES, plain_name, rate_text
+from sparse_tx.profiler.report.words import WORK_NAMES, flops_text, plain_name
 
 # Pixels of a pattern picture on the page for one in the file, which is drawn for print.
 _PICTURE_SCALE = 0.5
@@ -67,7 +73,7 @@ def page(profile: Profile) -> str:
         rows=main_sheet(profile, facts.works(profile)),
         findings=findings,
         pictures=pictures,
-        ceiling=rate_text(ceilings.gemm_flops_per_s) if ceilings else "",
+        ceiling=flops_text(ceilings.gemm_flops_per_s) if ceilings else "",
         provenance=list(flattened(profile.provenance)),
         csv_address=_address("text/csv", profile_to_csv(profile).encode()),
         json_address=_address("application/json", profile_to_json(profile).encode()),

@@ -393,6 +393,7 @@ def _stacked(profile: Profile, work: Work, kind: str) -> Plot | None:
         data=traces,
         layout={
             "barmode": "stack",
+            "margin": {"l": 18, "r": 26},  # half of the first and of the last tick's text
             "annotations": headings,
             "xaxis": {"tickformat": ".0%", "range": [0, 1], "fixedrange": True},
             "yaxis": {

@@ -138,7 +138,7 @@ def main_sheet(profile: Profile, works: Sequence[Work]) -> Sheet:
     for row in rows:
         work = [Cell(row.setting.work)] if several else []
         cells.append((*work, *key_cells(row, profile), *_cost_cells(row, profile, notes)))
-    names = joined([WORK_NAMES[work] for work in works])
+    names = joined([WORK_NAMES[work] for work in works]) if works else "nothing"
     return Sheet(
         key="costs-" + "-".join(works),
         title=f"Cost of {'a ' if len(works) == 1 and works[0] != 'attention' else ''}{names}",
