@@ -1,0 +1,215 @@
+"""Pictures of a profile as PNG: the costs against length, and what each pattern reads."""
+
+import io
+import tempfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from textwrap import wrap
+
+from sparse_tx.masks import save_png
+from sparse_tx.patterns import Stack
+from sparse_tx.profiler.records import Profile, Work
+from sparse_tx.profiler.report import facts
+from sparse_tx.profiler.report.palette import LIGHT, matplotlib_mark
+from sparse_tx.profiler.report.plots import QUANTITIES, last_measured
+from sparse_tx.profiler.report.scale import chosen_ticks, length_levels, quantity_levels
+from sparse_tx.profiler.report.words import WORK_NAMES, what_it_reads
+
+# A picture shows the largest window, stride or block this many times, within these lengths.
+_TIMES_SHOWN = 4
+_SHORTEST, _LONGEST = 48, 65_536
+
+# Inches.
+_PANEL_WIDTH, _PANEL_HEIGHT = 4.6, 3.5
+_HEADING, _LEGEND_LINE = 0.75, 0.26
+_DPI = 150
+_SMALL, _MEDIUM, _LARGE = 8, 9.5, 13
+_MOST_TICKS = 7
+_ENTRIES_PER_LINE = 3
+
+
+def cost_figure(profile: Profile) -> bytes:
+    """Time, memory and FLOPs against length as PNG, a row of panels for each work.
+
+    Measured values are marks with bars from the shortest to the longest round, predicted ones
+    lines, dotted beyond the last measured length; a cross is a run that failed.
+    """
+    from matplotlib.figure import Figure  # takes a second to import
+
+    works = facts.works(profile)
+    lines = facts.all_series(profile)
+    legend_height = _LEGEND_LINE * (-(-len(lines) // _ENTRIES_PER_LINE) + 1)
+    width = len(QUANTITIES) * _PANEL_WIDTH
+    height = _HEADING + max(1, len(works)) * _PANEL_HEIGHT + legend_height
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    title = "\n".join(wrap(profile.title, 110)[:2])
+    figure.text(
+        0.012, 1 - 0.18 / height, title, size=_LARGE, weight="bold", color=LIGHT.ink, va="top"
+    )
+    grid = figure.add_gridspec(
+        max(1, len(works)),
+        len(QUANTITIES),
+        left=0.06,
+        right=0.98,
+        top=1 - (_HEADING + 0.1) / height,
+        bottom=(legend_height + 0.6) / height,
+        wspace=0.24,
+        hspace=0.45,
+    )
+    for number, work in enumerate(works):
+        for column, kind in enumerate(QUANTITIES):
+            _draw_costs(figure.add_subplot(grid[number, column]), profile, work, kind)
+    _draw_legend(figure, lines)
+    text = io.BytesIO()
+    figure.savefig(text, format="png")
+    return text.getvalue()
+
+
+def _draw_costs(axes, profile: Profile, work: Work, kind: str) -> None:
+    from matplotlib.ticker import NullLocator
+
+    quantity = QUANTITIES[kind]
+    values: list[float] = []
+    lengths: list[int] = []
+    for series in facts.all_series(profile, work):
+        told = [row for row in series.rows if quantity.predicted(row) is not None]
+        until = last_measured(series, quantity, profile)
+        points = [(row.setting.model.seq_len, quantity.predicted(row)) for row in told]
+        backed = [point for point in points if until is None or point[0] <= until]
+        beyond = points[max(0, len(backed) - 1) :] if len(backed) < len(points) else []
+        look = {"color": LIGHT.of_pattern(series.colour), "alpha": 0.6 if series.variant else 1}
+        for part, style in ((backed, "-"), (beyond, ":")):
+            if part:
+                axes.plot(*zip(*part, strict=True), style, lw=1.6, marker=".", ms=3, **look)
+        found = [row for row in series.rows if quantity.measured(row) is not None]
+        middles = [quantity.measured(row) for row in found]
+        spread = None
+        if kind == "seconds" and found:
+            rounds = [row.measurement.seconds for row in found]
+            spread = [
+                [m - min(own) for own, m in zip(rounds, middles, strict=True)],
+                [max(own) - m for own, m in zip(rounds, middles, strict=True)],
+            ]
+        at = [row.setting.model.seq_len for row in found]
+        axes.errorbar(
+            at,
+            middles,
+            yerr=spread,
+            fmt=matplotlib_mark(series.colour),
+            ms=6,
+            mec="white",
+            mew=0.8,
+            elinewidth=1.2,
+            **look,
+        )
+        failed = [row for row in told if facts.failure(row) and kind != "flops"]
+        crosses = [quantity.predicted(row) for row in failed]
+        at_crosses = [row.setting.model.seq_len for row in failed]
+        axes.plot(at_crosses, crosses, "x", ms=8, mew=2.2, **look)
+        lengths += [point[0] for point in points] + at
+        values += [point[1] for point in points] + middles
+    axes.set_title(
+        f"{quantity.title}, {WORK_NAMES[work]}", loc="left", size=_MEDIUM, color=LIGHT.ink
+    )
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("length (tokens)", size=_SMALL, color=LIGHT.soft)
+    levels = {"x": length_levels(lengths), "y": quantity_levels(kind, values)}
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        ticks = chosen_ticks(levels[axis.axis_name], *limits, most=_MOST_TICKS)
+        axis.set_minor_locator(NullLocator())
+        axis.set_ticks([value for value, _ in ticks], [text for _, text in ticks])
+    axes.grid(color=LIGHT.grid, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=_SMALL, labelcolor=LIGHT.soft)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_legend(figure, lines: list[facts.Series]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=LIGHT.of_pattern(series.colour),
+            alpha=0.6 if series.variant else 1,
+            marker=matplotlib_mark(series.colour),
+            markeredgecolor="white",
+            label=series.name,
+        )
+        for series in lines
+    ]
+    told = {"color": LIGHT.soft, "marker": ""}
+    handles += [
+        Line2D([], [], **{**told, "marker": "o", "linestyle": ""}, label="measured"),
+        Line2D([], [], **told, label="predicted"),
+        Line2D([], [], **told, linestyle=":", label="predicted, beyond what was measured"),
+        Line2D([], [], **{**told, "marker": "x", "linestyle": ""}, label="failed"),
+    ]
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.05, 0.005),
+        ncols=_ENTRIES_PER_LINE + 1,
+        frameon=False,
+        fontsize=_SMALL,
+        labelcolor=LIGHT.ink,
+    )
+
+
+@dataclass(frozen=True)
+class PatternPicture:
+    """What one pattern reads, drawn and said.
+
+    Attributes:
+        label: the pattern as the user wrote it.
+        notation: the pattern with its sizes, where they differ from the label's.
+        reads: which positions a query reads, in a sentence.
+        length: positions that are drawn.
+        png: the picture.
+    """
+
+    label: str
+    notation: str
+    reads: str
+    length: int
+    png: bytes
+
+
+def pattern_pictures(profile: Profile) -> list[PatternPicture]:
+    """A picture of each of the profile's patterns, with its sizes at the longest length."""
+    longest = {}
+    for row in sorted(profile.rows, key=lambda row: row.setting.model.seq_len):
+        longest[row.setting.label] = row.setting.model
+    pictures = []
+    for label in facts.labels(profile):
+        model = longest[label]
+        shown = _length_that_shows(model.stack, model.seq_len)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "pattern.png"
+            save_png(model.stack, path, T=shown, n_head=model.n_head, n_layer=model.n_layer)
+            png = path.read_bytes()
+        pictures.append(
+            PatternPicture(
+                label=label,
+                notation=model.pattern if model.pattern != label else "",
+                reads=what_it_reads(model.stack, model.n_head),
+                length=shown,
+                png=png,
+            )
+        )
+    return pictures
+
+
+def _length_that_shows(stack: Stack, seq_len: int) -> int:
+    """A length, up to that of the model, at which a pattern's largest size stands a few times."""
+    sizes = [
+        getattr(part, size.name) or 0
+        for layer in stack.layers
+        for group in layer.groups
+        for part in group.parts
+        for size in fields(part)
+    ]
+    wanted = max(_SHORTEST, _TIMES_SHOWN * max(sizes, default=0))
+    return min(wanted, max(_SHORTEST, seq_len), _LONGEST)
