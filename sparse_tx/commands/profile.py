@@ -23,8 +23,8 @@ from sparse_tx.profiler.report import WIDTH_OF_FILES, tables, write_report
 from sparse_tx.profiler.room import find_fits
 from sparse_tx.profiler.sweep import Laboratory, Question, Watcher, answer, engine_of
 
-DESCRIPTION = """Say what sequence lengths and patterns cost: FLOPs and memory from exact counts, times
-from a short calibration on this machine, and with --measure all of it measured side by side."""
+DESCRIPTION = """Say what sequence lengths and patterns cost: FLOPs and memory from exact counts,
+times from a short calibration on this machine, and with --measure all of it measured too."""
 
 _PRESET = "cpu"
 # Without --seq_lens: so many times the model's own length.
@@ -79,19 +79,18 @@ def _profile(argv: list[str]) -> int:
     labels = parse_patterns(args.patterns or f"dense;{model.pattern}", lengths=lengths)
     memory = _memory(args)
     tokens = parse_lengths(args.tokens)[-1] if args.tokens else None
+    recompute = _RECOMPUTE[args.recompute] or (model.recompute,)
     settings = tuple(
         Setting(
             work=work,
             label=label,
-            model=replace(
-                model, pattern=at_length(label, T), seq_len=T, recompute=again and work == "train"
-            ),
+            model=replace(model, pattern=at_length(label, T), seq_len=T, recompute=again),
             training=training,
             device=device,
         )
         for work in _works(args.work)
         for label in labels
-        for again in (_RECOMPUTE[args.recompute] or (model.recompute,))[: None if work == "train" else 1]
+        for again in (recompute if work == "train" else (False,))
         for T in lengths
     )
     for setting in settings:
@@ -160,7 +159,9 @@ def _model(args) -> tuple[str, ModelConfig, TrainingConfig]:
     for name in ("batch_size", "precision"):
         if getattr(args, name) is not None:
             training = replace(training, **{name: getattr(args, name)})
-    name = f"checkpoint {args.checkpoint}" if args.checkpoint else f"preset {args.preset or _PRESET}"
+    name = (
+        f"checkpoint {args.checkpoint}" if args.checkpoint else f"preset {args.preset or _PRESET}"
+    )
     return (
         f"{name}: {count_parameters(model).total:,} parameters, {model.n_layer} layers, width"
         f" {model.n_embd}, {model.n_head} heads, batch size {training.batch_size}",
