@@ -8,8 +8,9 @@ import time
 import pytest
 
 from sparse_tx.profiler.report import write_report
+from sparse_tx.profiler.report.bars import parts_plots
 from sparse_tx.profiler.report.palette import LIGHT
-from sparse_tx.profiler.report.plots import agreement_plots, cost_plots, parts_plots
+from sparse_tx.profiler.report.plots import agreement_plots, cost_plots
 from tests.profiler.examples import NASTY_LABEL, nasty_profile, realistic_profile
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"

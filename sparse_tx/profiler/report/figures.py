@@ -2,17 +2,18 @@
 
 import io
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import wrap
 
 from sparse_tx.masks import save_png
 from sparse_tx.patterns import Stack
-from sparse_tx.profiler.records import Profile, Work
+from sparse_tx.profiler.records import Profile, Row, Work
 from sparse_tx.profiler.report import facts
 from sparse_tx.profiler.report.palette import LIGHT, matplotlib_mark
-from sparse_tx.profiler.report.plots import QUANTITIES, last_measured
-from sparse_tx.profiler.report.scale import chosen_ticks, length_levels, quantity_levels
+from sparse_tx.profiler.report.plots import QUANTITIES, predicted_parts, spread
+from sparse_tx.profiler.report.scale import Ticks, chosen_ticks, length_levels, quantity_levels
 from sparse_tx.profiler.report.words import WORK_NAMES, what_it_reads
 
 # A picture shows the largest window, stride or block this many times, within these lengths.
@@ -66,35 +67,24 @@ def cost_figure(profile: Profile) -> bytes:
 
 
 def _draw_costs(axes, profile: Profile, work: Work, kind: str) -> None:
-    from matplotlib.ticker import NullLocator
-
     quantity = QUANTITIES[kind]
+    axes.set(xscale="log", yscale="log")
     values: list[float] = []
     lengths: list[int] = []
     for series in facts.all_series(profile, work):
-        told = [row for row in series.rows if quantity.predicted(row) is not None]
-        until = last_measured(series, quantity, profile)
-        points = [(row.setting.model.seq_len, quantity.predicted(row)) for row in told]
-        backed = [point for point in points if until is None or point[0] <= until]
-        beyond = points[max(0, len(backed) - 1) :] if len(backed) < len(points) else []
         look = {"color": LIGHT.of_pattern(series.colour), "alpha": 0.6 if series.variant else 1}
-        for part, style in ((backed, "-"), (beyond, ":")):
-            if part:
-                axes.plot(*zip(*part, strict=True), style, lw=1.6, marker=".", ms=3, **look)
+        backed, beyond = predicted_parts(series, quantity, profile)
+        failed = [row for row in [*backed, *beyond] if facts.failure(row) and kind != "flops"]
         found = [row for row in series.rows if quantity.measured(row) is not None]
+        for rows, style in ((backed, "-"), (beyond, ":")):
+            told = [quantity.predicted(row) for row in rows]
+            axes.plot(_lengths(rows), told, style, lw=1.6, marker=".", ms=3, **look)
+            values += told
         middles = [quantity.measured(row) for row in found]
-        spread = None
-        if kind == "seconds" and found:
-            rounds = [row.measurement.seconds for row in found]
-            spread = [
-                [m - min(own) for own, m in zip(rounds, middles, strict=True)],
-                [max(own) - m for own, m in zip(rounds, middles, strict=True)],
-            ]
-        at = [row.setting.model.seq_len for row in found]
         axes.errorbar(
-            at,
+            _lengths(found),
             middles,
-            yerr=spread,
+            yerr=spread(found) if kind == "seconds" and found else None,
             fmt=matplotlib_mark(series.colour),
             ms=6,
             mec="white",
@@ -102,27 +92,35 @@ def _draw_costs(axes, profile: Profile, work: Work, kind: str) -> None:
             elinewidth=1.2,
             **look,
         )
-        failed = [row for row in told if facts.failure(row) and kind != "flops"]
         crosses = [quantity.predicted(row) for row in failed]
-        at_crosses = [row.setting.model.seq_len for row in failed]
-        axes.plot(at_crosses, crosses, "x", ms=8, mew=2.2, **look)
-        lengths += [point[0] for point in points] + at
-        values += [point[1] for point in points] + middles
-    axes.set_title(
-        f"{quantity.title}, {WORK_NAMES[work]}", loc="left", size=_MEDIUM, color=LIGHT.ink
-    )
-    axes.set(xscale="log", yscale="log")
+        axes.plot(_lengths(failed), crosses, "x", ms=8, mew=2.2, zorder=4, **look)
+        lengths += _lengths(series.rows)
+        values += middles
+    title = f"{quantity.title}, {WORK_NAMES[work]}"
+    axes.set_title(title, loc="left", size=_MEDIUM, color=LIGHT.ink)
     axes.set_xlabel("length (tokens)", size=_SMALL, color=LIGHT.soft)
-    levels = {"x": length_levels(lengths), "y": quantity_levels(kind, values)}
-    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        ticks = chosen_ticks(levels[axis.axis_name], *limits, most=_MOST_TICKS)
+    _mark_axes(axes, length_levels(lengths), quantity_levels(kind, values))
+
+
+def _lengths(rows: Sequence[Row]) -> list[int]:
+    return [row.setting.model.seq_len for row in rows]
+
+
+def _mark_axes(axes, x_levels: list[Ticks], y_levels: list[Ticks]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    for axis, levels, limits in (
+        (axes.xaxis, x_levels, axes.get_xlim()),
+        (axes.yaxis, y_levels, axes.get_ylim()),
+    ):
+        ticks = chosen_ticks(levels, *limits, most=_MOST_TICKS)
         axis.set_minor_locator(NullLocator())
         axis.set_ticks([value for value, _ in ticks], [text for _, text in ticks])
     axes.grid(color=LIGHT.grid, lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=_SMALL, labelcolor=LIGHT.soft)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    for side in axes.spines.values():
+        side.set_visible(False)
 
 
 def _draw_legend(figure, lines: list[facts.Series]) -> None:

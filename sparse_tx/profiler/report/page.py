@@ -15,17 +15,18 @@ from typing import Any
 
 from sparse_tx.profiler.records import Profile
 from sparse_tx.profiler.report import facts
+from sparse_tx.profiler.report.bars import parts_plots
 from sparse_tx.profiler.report.exchange import profile_to_csv, profile_to_json
 from sparse_tx.profiler.report.figures import PatternPicture, pattern_pictures
 from sparse_tx.profiler.report.findings import all_findings
 from sparse_tx.profiler.report.palette import DARK, LIGHT, colour_name, mark_name
-from sparse_tx.profiler.report.plots import agreement_plots, cost_plots, parts_plots
+from sparse_tx.profiler.report.plots import agreement_plots, cost_plots
 from sparse_tx.profiler.report.sheets import PARTS, main_sheet, parts_sheet
 from sparse_tx.profiler.report.summary import sentences
-from sparse_tx.profiler.report.words import WORK_NAMES, flops_text, plain_name
+from sparse_tx.profiler.report.words import WORK_NAMES, flops_text
 
 # Pixels of a pattern picture on the page for one in the file, which is drawn for print.
-_PICTURE_SCALE = 0.5
+_PICTURE_SCALE = 0.47
 
 _AFTER_COMMA = re.compile(r",(?=[^\d\s])")
 _BEFORE_UNIT = re.compile(
@@ -161,7 +162,7 @@ def flattened(provenance: dict, above: str = "") -> list[tuple[str, str]]:
     """Nested provenance as pairs of names and texts: ``machine, cores`` and ``2``."""
     found = []
     for key, value in provenance.items():
-        name = f"{above}, {plain_name(str(key))}" if above else plain_name(str(key))
+        name = f"{above}, {key}" if above else str(key)
         if isinstance(value, dict):
             found += flattened(value, name)
         elif isinstance(value, list | tuple):

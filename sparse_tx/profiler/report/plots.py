@@ -4,31 +4,27 @@ Colours are names such as ``@series-0``, which the page replaces by those of its
 theme; tick marks are chosen by the page from the levels given here, by the room that there is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from sparse_tx.profiler.records import Profile, Row, Work
 from sparse_tx.profiler.report import facts
-from sparse_tx.profiler.report.palette import LIGHT, colour_name, mark_name
+from sparse_tx.profiler.report.palette import colour_name, mark_name
 from sparse_tx.profiler.report.scale import Ticks, length_levels, quantity_levels
-from sparse_tx.profiler.report.sheets import PARTS, folded, rows_with_parts
 from sparse_tx.profiler.report.words import (
-    WORK_NAMES,
     bytes_text,
     count_text,
     difference_text,
     flops_text,
-    plain_name,
+    one,
     seconds_text,
     share_text,
 )
 
 MEMORY_BAND, TIME_BAND = 0.05, 0.25
 """How near to the measurement a prediction should be; drawn as a band beside it."""
-
-BAR_HEIGHT, BARS_MARGIN = 58, 46
-"""Pixels of one stacked bar with its heading, and of what stands around all of them."""
 
 
 @dataclass(frozen=True)
@@ -71,35 +67,44 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class _Quantity:
-    """What a row costs in one respect."""
+class Quantity:
+    """What a row costs in one respect.
+
+    Attributes:
+        kind: ``seconds``, ``bytes`` or ``flops``.
+        title: what it is called above a plot.
+        caption: what is to be seen in the plot.
+    """
 
     kind: str
     title: str
     caption: str
 
     def predicted(self, row: Row) -> float | None:
+        """From accounting; None where it does not say."""
         told = row.prediction
         values = {"seconds": told.seconds, "bytes": told.peak_bytes}
         return values[self.kind] if self.kind in values else facts.useful_flops(row)
 
     def measured(self, row: Row) -> float | None:
+        """What was found; None without a measurement, after a failure, and for counts."""
         if self.kind == "seconds":
             return facts.measured_seconds(row)
         return facts.measured_bytes(row) if self.kind == "bytes" else None
 
     def text(self, value: float | None) -> str:
+        """A value with its unit."""
         return {"seconds": seconds_text, "bytes": bytes_text, "flops": flops_text}[self.kind](value)
 
 
 QUANTITIES = {
-    "seconds": _Quantity(
+    "seconds": Quantity(
         "seconds", "Time", "Lower is faster. The steeper a line, the worse it is for long texts."
     ),
-    "bytes": _Quantity(
+    "bytes": Quantity(
         "bytes", "Peak memory", "The most that was held at any moment, the model included."
     ),
-    "flops": _Quantity(
+    "flops": Quantity(
         "flops", "Useful FLOPs", "Arithmetic on the pairs that the pattern keeps: exact counts."
     ),
 }
@@ -111,7 +116,7 @@ def cost_plots(profile: Profile, work: Work) -> list[Plot]:
     return [plot for plot in plots if plot.data]
 
 
-def _against_length(profile: Profile, work: Work, quantity: _Quantity) -> Plot:
+def _against_length(profile: Profile, work: Work, quantity: Quantity) -> Plot:
     traces: list[dict] = []
     values: list[float] = []
     lengths: list[int] = []
@@ -131,7 +136,7 @@ def _against_length(profile: Profile, work: Work, quantity: _Quantity) -> Plot:
         title=f"{quantity.title} against length",
         caption=quantity.caption,
         description=(
-            f"Line plot of {quantity.title.lower()} of a {WORK_NAMES[work]} against the length in"
+            f"Line plot of {quantity.title.lower()} of {one(work)} against the length in"
             " tokens, a line for each pattern, both axes logarithmic. The table of all settings has"
             " the same figures."
         ),
@@ -144,23 +149,27 @@ def _against_length(profile: Profile, work: Work, quantity: _Quantity) -> Plot:
     )
 
 
-def last_measured(series: facts.Series, quantity: _Quantity, profile: Profile) -> int | None:
-    """The length up to which a line is backed by measurements; None where nothing is to be backed.
+def predicted_parts(
+    series: facts.Series, quantity: Quantity, profile: Profile
+) -> tuple[list[Row], list[Row]]:
+    """The rows of a predicted line: up to the longest measured length, and from there on.
 
-    Counts need no measurement, and where nothing at all was measured every line is a prediction.
+    Counts need no measurement, and where nothing at all was measured every line is a prediction:
+    then all rows are in the first part.
     """
-    if quantity.kind == "flops" or not facts.anything_measured(profile):
-        return None
-    known = [row for row in series.rows if quantity.measured(row) is not None]
-    return known[-1].setting.model.seq_len if known else 0
-
-
-def _predicted_lines(series: facts.Series, quantity: _Quantity, profile: Profile) -> list[dict]:
-    """The predicted line, its part beyond the last measured length dashed."""
     rows = [row for row in series.rows if quantity.predicted(row) is not None]
-    until = last_measured(series, quantity, profile)
-    backed = [row for row in rows if until is None or row.setting.model.seq_len <= until]
-    beyond = rows[max(0, len(backed) - 1) :] if len(backed) < len(rows) else []
+    if quantity.kind == "flops" or not facts.anything_measured(profile):
+        return rows, []
+    known = [n for n, row in enumerate(rows) if quantity.measured(row) is not None]
+    last = known[-1] if known else -1
+    if last == len(rows) - 1:
+        return rows, []
+    return rows[: last + 1], rows[max(0, last) :]  # both have the last measured one
+
+
+def _predicted_lines(series: facts.Series, quantity: Quantity, profile: Profile) -> list[dict]:
+    """The predicted line, dotted beyond what was measured."""
+    backed, beyond = predicted_parts(series, quantity, profile)
     return [
         {
             **_points(series, part, quantity, [quantity.predicted(row) for row in part]),
@@ -173,7 +182,14 @@ def _predicted_lines(series: facts.Series, quantity: _Quantity, profile: Profile
     ]
 
 
-def _measured_marks(series: facts.Series, quantity: _Quantity) -> list[dict]:
+def spread(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """How far the shortest round lies below the median of measured rows, and the longest above."""
+    pairs = [(facts.measured_seconds(row), row.measurement.seconds) for row in rows]
+    below = [middle - min(rounds) for middle, rounds in pairs]
+    return below, [max(rounds) - middle for middle, rounds in pairs]
+
+
+def _measured_marks(series: facts.Series, quantity: Quantity) -> list[dict]:
     """A mark at every median, with bars from the shortest to the longest round."""
     rows = [row for row in series.rows if quantity.measured(row) is not None]
     if not rows:
@@ -189,13 +205,12 @@ def _measured_marks(series: facts.Series, quantity: _Quantity) -> list[dict]:
         },
     }
     if quantity.kind == "seconds":
-        middle = trace["y"]
-        rounds = [row.measurement.seconds for row in rows]
+        below, above = spread(rows)
         trace["error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": [max(own) - m for own, m in zip(rounds, middle, strict=True)],
-            "arrayminus": [m - min(own) for own, m in zip(rounds, middle, strict=True)],
+            "array": above,
+            "arrayminus": below,
             "color": _colour(series),
             "thickness": 1.5,
             "width": 4,
@@ -203,7 +218,7 @@ def _measured_marks(series: facts.Series, quantity: _Quantity) -> list[dict]:
     return [trace]
 
 
-def _failed_crosses(series: facts.Series, quantity: _Quantity) -> list[dict]:
+def _failed_crosses(series: facts.Series, quantity: Quantity) -> list[dict]:
     """A cross where a run failed, at the predicted cost, as there is no measured one."""
     rows = [
         row
@@ -226,7 +241,7 @@ def _failed_crosses(series: facts.Series, quantity: _Quantity) -> list[dict]:
     ]
 
 
-def _points(series: facts.Series, rows: list[Row], quantity: _Quantity, values: list) -> dict:
+def _points(series: facts.Series, rows: list[Row], quantity: Quantity, values: list) -> dict:
     return {
         "type": "scatter",
         "name": escape(series.name),
@@ -238,7 +253,7 @@ def _points(series: facts.Series, rows: list[Row], quantity: _Quantity, values: 
     }
 
 
-def _hover(series: facts.Series, row: Row, quantity: _Quantity) -> str:
+def _hover(series: facts.Series, row: Row, quantity: Quantity) -> str:
     """What appears beside a point: escaped, as Plotly reads it as HTML."""
     predicted, measured = quantity.predicted(row), quantity.measured(row)
     lines = [f"{count_text(row.setting.model.seq_len)} tokens"]
@@ -273,13 +288,13 @@ def agreement_plots(profile: Profile) -> list[Plot]:
     return [plot for plot in plots if plot]
 
 
-def _agreement(profile: Profile, quantity: _Quantity, band: float) -> Plot | None:
+def _agreement(profile: Profile, quantity: Quantity, band: float) -> Plot | None:
     traces = []
     for series in facts.all_series(profile):
         rows = [
             row
             for row in series.rows
-            if quantity.predicted(row) and quantity.measured(row) is not None
+            if quantity.predicted(row) and quantity.measured(row)  # an axis of logarithms has no 0
         ]
         if rows:
             trace = _measured_marks(series, quantity)[0]
@@ -329,79 +344,4 @@ def _agreement(profile: Profile, quantity: _Quantity, band: float) -> Plot | Non
             "yaxis": {"type": "log", "title": {"text": f"measured {name}"}},
         },
         ticks={"xaxis": levels, "yaxis": levels},
-    )
-
-
-def parts_plots(profile: Profile, work: Work) -> list[Plot]:
-    """Stacked bars of bytes, FLOPs and time by part, a bar for each pattern."""
-    plots = [_stacked(profile, work, kind) for kind in PARTS]
-    return [plot for plot in plots if plot]
-
-
-def _stacked(profile: Profile, work: Work, kind: str) -> Plot | None:
-    get, text, title, explanation = PARTS[kind]
-    rows = rows_with_parts(profile, work, kind)
-    if not rows:
-        return None
-    wholes = folded([get(row) for row in rows])
-    totals = [sum(parts.values()) for parts in wholes]
-    knobs = facts.varying_knobs(profile)
-    traces, legend = [], []
-    for number, name in enumerate(wholes[0]):
-        colour = f"@part-{number % len(LIGHT.parts)}"
-        shares = [
-            parts[name] / total if total else 0 for parts, total in zip(wholes, totals, strict=True)
-        ]
-        traces.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "name": escape(plain_name(name)),
-                "x": shares,
-                "y": list(range(len(rows))),
-                "width": 0.5,
-                "marker": {"color": colour, "line": {"color": "@paper", "width": 1.5}},
-                "text": [
-                    f"<b>{escape(plain_name(name))}</b><br>{text(parts[name])}, {share_text(share)}"
-                    for parts, share in zip(wholes, shares, strict=True)
-                ],
-                "textposition": "none",
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )
-        legend.append(Legend(plain_name(name), colour[1:]))
-    headings = [
-        {
-            "x": 0,
-            "y": number,
-            "yshift": 22,
-            "xanchor": "left",
-            "xref": "x",
-            "yref": "y",
-            "showarrow": False,
-            "align": "left",
-            "text": f"{escape(facts.series_name(row.setting, knobs))} at"
-            f" {count_text(row.setting.model.seq_len)}: <b>{text(total)}</b>",
-        }
-        for number, (row, total) in enumerate(zip(rows, totals, strict=True))
-    ]
-    return Plot(
-        key=f"parts-{kind}-{work}",
-        title=title,
-        caption=explanation.format(work=WORK_NAMES[work]) + " Every bar is 100 % of its own total.",
-        description=f"Stacked bars: {title.lower()}. The table below the plot has the figures.",
-        data=traces,
-        layout={
-            "barmode": "stack",
-            "margin": {"l": 18, "r": 26},  # half of the first and of the last tick's text
-            "annotations": headings,
-            "xaxis": {"tickformat": ".0%", "range": [0, 1], "fixedrange": True},
-            "yaxis": {
-                "visible": False,
-                "range": [len(rows) - 0.45, -0.75],
-                "fixedrange": True,
-            },
-        },
-        height=BAR_HEIGHT * len(rows) + BARS_MARGIN,
-        legend=tuple(legend),
     )

@@ -8,12 +8,12 @@ from sparse_tx.profiler.records import Profile, Row, Work
 from sparse_tx.profiler.report import facts
 from sparse_tx.profiler.report.words import (
     UNKNOWN,
-    WORK_NAMES,
     bytes_text,
     count_text,
     difference_text,
     flops_text,
     joined,
+    one,
     plain_name,
     rate_text,
     seconds_text,
@@ -138,10 +138,10 @@ def main_sheet(profile: Profile, works: Sequence[Work]) -> Sheet:
     for row in rows:
         work = [Cell(row.setting.work)] if several else []
         cells.append((*work, *key_cells(row, profile), *_cost_cells(row, profile, notes)))
-    names = joined([WORK_NAMES[work] for work in works]) if works else "nothing"
+    names = joined([one(work) for work in works]) if works else "nothing"
     return Sheet(
         key="costs-" + "-".join(works),
-        title=f"Cost of {'a ' if len(works) == 1 and works[0] != 'attention' else ''}{names}",
+        title=f"Cost of {names}",
         explanation=_main_explanation(profile),
         columns=tuple(columns),
         rows=tuple(cells),
@@ -260,20 +260,19 @@ PARTS = {
         lambda row: row.prediction.peak_parts,
         bytes_text,
         "Where the bytes go",
-        "Who holds memory at the predicted peak of a {work}, for each pattern at its longest"
-        " length.",
+        "Who holds memory at the predicted peak of {work}, for each pattern at its longest length.",
     ),
     "flops": (
         lambda row: row.prediction.useful_flops,
         flops_text,
         "Where the FLOPs go",
-        "Useful FLOPs of a {work} by part of the model, for each pattern at its longest length.",
+        "Useful FLOPs of {work} by part of the model, for each pattern at its longest length.",
     ),
     "seconds": (
         lambda row: row.measurement.parts_s if row.measurement else {},
         seconds_text,
         "Where the time goes",
-        "Measured time of a {work} by part of the model, for each pattern at the longest length"
+        "Measured time of {work} by part of the model, for each pattern at the longest length"
         " that was timed part by part.",
     ),
 }
@@ -312,7 +311,7 @@ def parts_sheet(profile: Profile, work: Work, kind: str) -> Sheet | None:
     return Sheet(
         key=f"{kind}-{work}",
         title=title,
-        explanation=explanation.format(work=WORK_NAMES[work]),
+        explanation=explanation.format(work=one(work)),
         columns=(
             Column("part", is_text=True, is_key=True),
             *(

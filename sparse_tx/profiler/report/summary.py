@@ -6,10 +6,10 @@ from sparse_tx.masks.cells import counted
 from sparse_tx.profiler.records import Profile, Row
 from sparse_tx.profiler.report import facts
 from sparse_tx.profiler.report.words import (
-    WORK_NAMES,
     bytes_text,
     count_text,
     joined,
+    one,
     seconds_text,
     share_text,
 )
@@ -140,16 +140,15 @@ def _crossovers(profile: Profile) -> list[str]:
     for crossing in profile.crossovers:
         if (crossing.work, crossing.quantity) != (work, "seconds") or crossing.length is None:
             continue
-        about = "about " if crossing.how == "extrapolated" else ""
-        where = f"from {about}{count_text(crossing.length)} tokens on"
+        where = f"from {count_text(crossing.length)} tokens on"
+        if crossing.how == "extrapolated":
+            where = f"from about {count_text(crossing.length)} tokens on (extrapolated)"
         if crossing.how == "below":
             where = f"at {count_text(crossing.length)} tokens already"
         recompute = " (recomputed)" if crossing.recompute else ""
         from_length.setdefault(where, []).append(crossing.label + recompute)
-    name = WORK_NAMES[work]
     return [
-        f"Compared by time, a {name} is cheaper than with dense attention {where} with"
-        f" {joined(patterns)}."
+        f"With {joined(patterns)}, {one(work)} takes less time than with dense attention {where}."
         for where, patterns in from_length.items()
     ]
 
@@ -164,8 +163,8 @@ def _room(profile: Profile) -> list[str]:
             confirmed = f"; a run at {count_text(fit.near)} confirmed it"
         recompute = " and recomputation" if fit.setting.model.recompute else ""
         found.append(
-            f"{bytes_text(fit.memory_bytes)} of memory have room for a"
-            f" {WORK_NAMES[fit.setting.work]} of {count_text(fit.value)} tokens with"
+            f"{bytes_text(fit.memory_bytes)} of memory have room for"
+            f" {one(fit.setting.work)} of {count_text(fit.value)} tokens with"
             f" {fit.setting.label}{recompute}{confirmed}."
         )
     return found[:MOST_PATTERNS]

@@ -108,8 +108,13 @@ def quantity_name(quantity: str) -> str:
 
 
 def plain_name(identifier: str) -> str:
-    """An identifier as words: ``feed_forward`` is ``feed forward``."""
-    return identifier.replace("_", " ")
+    """An identifier as words: ``feed_forward.backward`` is ``feed forward backward``."""
+    return identifier.replace("_", " ").replace(".", " ")
+
+
+def one(work: str) -> str:
+    """A work with its article: ``a training step``."""
+    return WORK_NAMES[work] if work == "attention" else f"a {WORK_NAMES[work]}"
 
 
 def joined(words: list[str], last: str = "and") -> str:
