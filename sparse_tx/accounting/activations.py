@@ -52,9 +52,12 @@ class PeakMemory:
 
     Attributes:
         parts: bytes that were held then, by who held them, weights included.
+        fresh_bytes: of the whole pass, bytes of tensors so large that malloc takes each of them
+            anew from the system, a page fault for every page (see ``ledger.LARGE``).
     """
 
     parts: dict[str, int]
+    fresh_bytes: int = 0
 
     @property
     def total(self) -> int:
@@ -90,10 +93,11 @@ def training_peak(
     ):
         run.ledger.take(part, size)
     run.rotary_table()
+    before = run.ledger.taken_large
     run.backward(*run.forward(keep=True))
     if training.optimiser == "muon":
         run.muon_step()
-    return PeakMemory(parts=run.ledger.at_peak)
+    return PeakMemory(parts=run.ledger.at_peak, fresh_bytes=run.ledger.taken_large - before)
 
 
 def inference_peak(
@@ -120,8 +124,9 @@ def inference_peak(
     run.ledger.take("weights", sum(w.parameters for w in list_weights(model)) * _FLOAT)
     run.ledger.take(_TOKENS, 2 * run.N * _INT64)  # with targets, or with the start symbol before
     run.rotary_table()
+    before = run.ledger.taken_large
     run.forward(keep=False, last_only=last_only)
-    return PeakMemory(parts=run.ledger.at_peak)
+    return PeakMemory(parts=run.ledger.at_peak, fresh_bytes=run.ledger.taken_large - before)
 
 
 def attention_peak(

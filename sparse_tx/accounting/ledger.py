@@ -3,6 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
+# The C library of Linux takes larger blocks from the system each time and gives them back at once
+# (M_MMAP_THRESHOLD_MAX of mallopt(3)); others it mostly keeps for the next that asks.
+LARGE = 32 * 1024**2
+
 
 @dataclass(frozen=True, eq=False)
 class Held:
@@ -19,10 +23,11 @@ class Ledger:
         total: bytes that are held now.
         peak: the most that were ever held.
         at_peak: who held them then, by part, in bytes.
+        taken_large: bytes of all blocks above ``LARGE`` bytes that were taken, one after another.
     """
 
     def __init__(self):
-        self.total = self.peak = 0
+        self.total = self.peak = self.taken_large = 0
         self.at_peak: dict[str, int] = {}
         self._held: Counter[str] = Counter()
 
@@ -30,6 +35,8 @@ class Ledger:
         """Begin to hold ``size`` bytes in the name of ``part``."""
         self._held[part] += size
         self.total += size
+        if size > LARGE:
+            self.taken_large += size
         if self.total > self.peak:
             self.peak = self.total
             self.at_peak = {part: held for part, held in self._held.items() if held}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import cache
+from math import inf
 from statistics import median
 
 import torch
@@ -64,7 +65,9 @@ def clock(device: str) -> float:
 def measure_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
     """The matrix product in ``dtype``, and the copy, of ``cpu`` or ``cuda``; in a second or so."""
     return Ceilings(
-        gemm_flops_per_s=gemm_flops_per_s(device, dtype), copy_bytes_per_s=copy_bytes_per_s(device)
+        gemm_flops_per_s=gemm_flops_per_s(device, dtype),
+        copy_bytes_per_s=copy_bytes_per_s(device),
+        fresh_bytes_per_s=fresh_bytes_per_s(device),
     )
 
 
@@ -80,6 +83,26 @@ def copy_bytes_per_s(device: str) -> float:
     source = torch.ones(_COPIED[device], dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     return 2 * source.numel() / _median_seconds(lambda: target.copy_(source), device)
+
+
+def fresh_bytes_per_s(device: str) -> float:
+    """Bytes of fresh memory that the system hands over in a second, while they are first written.
+
+    On a CPU each page costs a fault: the difference between writing a large block that malloc has
+    just taken from the system and writing it again. A GPU's allocator keeps what it has.
+    """
+    if device != "cpu":
+        return inf
+    blocks: list[torch.Tensor] = []
+
+    def write_fresh() -> None:
+        blocks[:] = [torch.empty(_COPIED[device], dtype=torch.uint8)]
+        blocks[0].fill_(1)
+
+    extra = _median_seconds(write_fresh, device) - _median_seconds(
+        lambda: blocks[0].fill_(1), device
+    )
+    return _COPIED[device] / extra if extra > 0 else inf
 
 
 def _median_seconds(run: Callable[[], object], device: str) -> float:

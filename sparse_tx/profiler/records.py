@@ -48,10 +48,13 @@ class Ceilings:
     Attributes:
         gemm_flops_per_s: of a large square matrix product, in the type that is computed in.
         copy_bytes_per_s: bytes read and written by a copy of a large array.
+        fresh_bytes_per_s: bytes of memory fresh from the system that are written for the first
+            time; infinite where an allocator of its own keeps memory, as on a GPU.
     """
 
     gemm_flops_per_s: float
     copy_bytes_per_s: float
+    fresh_bytes_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sparse_tx.errors import UserError
-from sparse_tx.profiler.calibration import TimeModel
 from sparse_tx.profiler.fit import largest_batch, largest_length
 from sparse_tx.profiler.predict import predict, predict_peak
 from sparse_tx.profiler.records import Fit, Setting
-from sparse_tx.profiler.sweep import Laboratory, at, calibrated, engine_of
+from sparse_tx.profiler.sweep import Forecast, Laboratory, at, calibrated, ceilings_of, engine_of
 
 # Beyond this, a batch is no longer a matter of memory.
 _MOST_SEQUENCES = 1 << 20
@@ -48,9 +47,10 @@ def find_fits(
             found.append(_widest(setting, memory_bytes, baseline))
     if not confirm:
         return tuple(found)
-    times = calibrated((fit.setting for fit in found if fit.value), laboratory)
+    fitting = [fit.setting for fit in found if fit.value]
+    forecast = calibrated(fitting, laboratory, ceilings_of(settings[0]))
     laboratory.watcher.on_plan("confirming", len(found))
-    return tuple(_confirmed(fit, times, laboratory) for fit in found)
+    return tuple(_confirmed(fit, forecast, laboratory) for fit in found)
 
 
 def _longest(setting: Setting, memory: int, baseline: int) -> Fit:
@@ -87,11 +87,11 @@ def _widest(setting: Setting, memory: int, baseline: int) -> Fit:
     )
 
 
-def _confirmed(fit: Fit, times: TimeModel, laboratory: Laboratory) -> Fit:
+def _confirmed(fit: Fit, forecast: Forecast, laboratory: Laboratory) -> Fit:
     setting = fit.setting
     if not fit.value:
         return replace(fit, not_confirmed="nothing fits")
-    prediction = predict(setting, engine_of(setting), seconds=times.seconds(setting))
+    prediction = predict(setting, engine_of(setting), seconds=forecast.seconds(setting))
     if reason := laboratory.why_not(setting, prediction):
         return replace(fit, not_confirmed=reason)
     measurement = laboratory.measure(setting, ("peak",))

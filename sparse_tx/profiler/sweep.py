@@ -17,13 +17,15 @@ from sparse_tx.profiler.machine import measure_ceilings
 from sparse_tx.profiler.measure import WANTS, Want, measure
 from sparse_tx.profiler.memory import free_bytes
 from sparse_tx.profiler.patterns_by_length import at_length
-from sparse_tx.profiler.predict import predict
+from sparse_tx.profiler.predict import predict, predict_peak
 from sparse_tx.profiler.provenance import provenance
 from sparse_tx.profiler.records import Ceilings, Measurement, Prediction, Profile, Row, Setting
 from sparse_tx.profiler.scaling import crossovers, power_laws
 
 # Of the memory that is free, what a measurement may take.
 _SHARE_OF_FREE = 0.95
+# Of the measurements that everything else is predicted from.
+_CALIBRATION_ROUNDS = 5
 # How often a process does the work at least: the peak of training is that of a second step.
 _RUNS = {"train": 2}
 # What a process may take longer than predicted before its measurement is not even begun.
@@ -82,17 +84,20 @@ class Laboratory:
         self.log, self.watcher, self.rounds, self.limit_s = log, watcher, rounds, limit_s
         self._known: dict[tuple[Setting, tuple[Want, ...]], Measurement] = {}
 
-    def measure(self, setting: Setting, want: tuple[Want, ...] = WANTS) -> Measurement:
+    def measure(
+        self, setting: Setting, want: tuple[Want, ...] = WANTS, *, rounds: int | None = None
+    ) -> Measurement:
         """Measure a setting, or remember what was measured of it."""
+        rounds = rounds or self.rounds
         self.watcher.on_point(setting)
         found = self._known.get((setting, want))
         if found is None and self.log is not None:
-            found = self.log.find(setting, want, self.rounds, time_limit_s=self.limit_s)
+            found = self.log.find(setting, want, rounds, time_limit_s=self.limit_s)
         if found is None:
             room = int(_SHARE_OF_FREE * free_bytes(setting.device))
             found = measure(
                 setting,
-                rounds=self.rounds,
+                rounds=rounds,
                 time_limit_s=self.limit_s,
                 memory_limit_bytes=room,
                 want=want,
@@ -102,7 +107,7 @@ class Laboratory:
                     setting,
                     found,
                     want=want,
-                    rounds=self.rounds,
+                    rounds=rounds,
                     time_limit_s=self.limit_s,
                     memory_limit_bytes=room,
                 )
@@ -123,22 +128,49 @@ class Laboratory:
         return ""
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """Times of settings, from what short measurements of the same kinds have shown.
+
+    Attributes:
+        times: what grows with tokens and pairs.
+        fresh_bytes_per_s: how fast the system hands over memory, which is asked for anew, for each
+            large tensor, at lengths that short measurements know nothing of.
+    """
+
+    times: TimeModel
+    fresh_bytes_per_s: float
+
+    def seconds(self, setting: Setting) -> float | None:
+        """The time of the work once; None if nothing like it was measured."""
+        known = self.times.seconds(setting)
+        return None if known is None else known + self.seconds_of_faults(setting)
+
+    def seconds_of_faults(self, setting: Setting) -> float:
+        """The time that goes into memory fresh from the system."""
+        fresh = predict_peak(setting, engine_of(setting)).fresh_bytes
+        return fresh / self.fresh_bytes_per_s
+
+
 def answer(question: Question, laboratory: Laboratory) -> Profile:
     """Find out what is asked.
 
     Raises:
         UserError: a setting cannot run on this machine, or its memory is not known.
     """
-    ceilings, times = None, TimeModel({})
+    ceilings = None
+    if question.measured or question.flops_per_s is None:
+        ceilings = ceilings_of(question.settings[0])
     if question.flops_per_s is None:
-        ceilings = _ceilings(question.settings)
-        times = calibrated(question.settings, laboratory)
-    rows = [
-        Row(setting=setting, prediction=_predicted(setting, times, question.flops_per_s))
-        for setting in question.settings
-    ]
+        forecast = calibrated(question.settings, laboratory, ceilings)
+        rows = [
+            Row(setting=setting, prediction=predict(setting, engine_of(setting), seconds=seconds))
+            for setting in question.settings
+            for seconds in [forecast.seconds(setting)]
+        ]
+    else:
+        rows = [_at_rate(setting, question.flops_per_s) for setting in question.settings]
     if question.measured:
-        ceilings = ceilings or _ceilings(question.settings)
         rows = _measured(rows, laboratory)
     laws = power_laws(rows)
     return Profile(
@@ -184,7 +216,7 @@ def engine_of(setting: Setting) -> str:
     return name
 
 
-def calibrated(settings: Iterable[Setting], laboratory: Laboratory) -> TimeModel:
+def calibrated(settings: Iterable[Setting], laboratory: Laboratory, ceilings: Ceilings) -> Forecast:
     """Measure each kind of setting at two small lengths, and fit their times."""
     longest: dict[Setting, int] = {}
     for setting in settings:
@@ -196,20 +228,28 @@ def calibrated(settings: Iterable[Setting], laboratory: Laboratory) -> TimeModel
         for T in dict.fromkeys(calibration_lengths(at(kind, most), most))
     ]
     laboratory.watcher.on_plan("calibrating", len(points))
-    return calibrate([(point, laboratory.measure(point, ("seconds", "parts"))) for point in points])
+    faults = Forecast(TimeModel({}), ceilings.fresh_bytes_per_s)
+    measured = []
+    for point in points:
+        rounds = max(laboratory.rounds, _CALIBRATION_ROUNDS)
+        found = laboratory.measure(point, ("seconds", "parts"), rounds=rounds)
+        # However slow the system was just now, most of the time is the work's own.
+        extra = faults.seconds_of_faults(point)
+        own = tuple(max(seconds - extra, seconds / 2) for seconds in found.seconds)
+        measured.append((point, replace(found, seconds=own)))
+    return replace(faults, times=calibrate(measured))
 
 
-def _ceilings(settings: Iterable[Setting]) -> Ceilings:
-    setting = next(iter(settings))
+def ceilings_of(setting: Setting) -> Ceilings:
+    """What the machine does at best where and in the type that the setting computes in."""
     bf16 = setting.training.precision == "bf16"
     return measure_ceilings(setting.device, torch.bfloat16 if bf16 else torch.float32)
 
 
-def _predicted(setting: Setting, times: TimeModel, flops_per_s: float | None) -> Prediction:
-    found = predict(setting, engine_of(setting), seconds=times.seconds(setting))
-    if flops_per_s is None:
-        return found
-    return replace(found, seconds=seconds_at_rate(found.useful_flops, flops_per_s))
+def _at_rate(setting: Setting, flops_per_s: float) -> Row:
+    prediction = predict(setting, engine_of(setting))
+    seconds = seconds_at_rate(prediction.useful_flops, flops_per_s)
+    return Row(setting=setting, prediction=replace(prediction, seconds=seconds))
 
 
 def _measured(rows: list[Row], laboratory: Laboratory) -> list[Row]:

@@ -136,7 +136,7 @@ def realistic_profile(works=("train",), lengths=LENGTHS, recomputes=(False,)) ->
         title="Preset cpu: 4 layers, 4 heads, width 128",
         provenance=PROVENANCE,
         rows=tuple(rows),
-        ceilings=Ceilings(gemm_flops_per_s=1.1e11, copy_bytes_per_s=1.6e10),
+        ceilings=Ceilings(gemm_flops_per_s=1.1e11, copy_bytes_per_s=1.6e10, fresh_bytes_per_s=4e9),
         **findings(works[0]),
         training_tokens=1_000_000_000,
     )
