@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -62,7 +63,7 @@ def _parser() -> CommandParser:
     add("--rounds", type=int, default=3, help="Timed rounds of each measurement.")
     add("--limit_s", type=float, default=60.0, help="Seconds a process of a measurement may take.")
     add("--flops_per_s", type=float, help="Predict times at this rate, such as 1e11, not by trial.")
-    add("--tokens", type=str, help="Also the cost of training on so many tokens, such as 100M.")
+    add("--tokens", type=float, help="Also the cost of training on so many tokens, such as 9e7.")
     add("--fit", action="store_true", help="The longest sequence and largest batch for --memory.")
     add("--memory", type=str, help="Such as 24GB, for the whole process.")
     add("--reach", type=int, help="Lengths at the cost that dense attention has at this length.")
@@ -73,12 +74,12 @@ def _parser() -> CommandParser:
 
 def _profile(argv: list[str]) -> int:
     args = _parse(argv)
+    _check_numbers(args)
     title, model, training = _model(args)
     device = choose_device(args.device).type
     lengths = _lengths(args, model)
     labels = parse_patterns(args.patterns or f"dense;{model.pattern}", lengths=lengths)
     memory = _memory(args)
-    tokens = parse_lengths(args.tokens)[-1] if args.tokens else None
     recompute = _RECOMPUTE[args.recompute] or (model.recompute,)
     settings = tuple(
         Setting(
@@ -102,9 +103,9 @@ def _profile(argv: list[str]) -> int:
         flops_per_s=args.flops_per_s,
         rounds=args.rounds,
         limit_s=args.limit_s,
-        training_tokens=tokens,
+        training_tokens=args.tokens and round(args.tokens),
     )
-    log = MeasurementLog(Path(args.out) / _LOG) if args.out else None
+    log = MeasurementLog(_folder(args.out) / _LOG) if args.out else None
     show = _Display()
     laboratory = Laboratory(log, show, rounds=args.rounds, limit_s=args.limit_s)
     first = {setting.label: setting for setting in reversed(settings)}
@@ -124,6 +125,22 @@ def _profile(argv: list[str]) -> int:
         return INTERRUPTED
     _report(profile, args.out)
     return 0
+
+
+def _folder(out: str) -> Path:
+    """The folder of the report, made before anything is measured for it."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} is no folder ({error.strerror}); name another") from error
+    return Path(out)
+
+
+def _check_numbers(args) -> None:
+    for name in ("rounds", "limit_s", "flops_per_s", "reach", "tokens"):
+        value = getattr(args, name)
+        if value is not None and not (value > 0 and isfinite(value)):
+            raise UserError(f"--{name} is {value}; it must be more than 0")
 
 
 def _parse(argv: list[str]):

@@ -14,7 +14,7 @@ from sparse_tx.profiler.calibration import (
 )
 from sparse_tx.profiler.log import MeasurementLog
 from sparse_tx.profiler.machine import measure_ceilings
-from sparse_tx.profiler.measure import WANTS, Want, measure
+from sparse_tx.profiler.measure import OUT_OF_MEMORY, WANTS, Want, measure
 from sparse_tx.profiler.memory import free_bytes
 from sparse_tx.profiler.patterns_by_length import at_length
 from sparse_tx.profiler.predict import predict, predict_peak
@@ -102,15 +102,9 @@ class Laboratory:
                 memory_limit_bytes=room,
                 want=want,
             )
-            if self.log is not None:
-                self.log.add(
-                    setting,
-                    found,
-                    want=want,
-                    rounds=rounds,
-                    time_limit_s=self.limit_s,
-                    memory_limit_bytes=room,
-                )
+            # What memory had no room for now may have room another time.
+            if self.log is not None and not (found.failure or "").startswith(OUT_OF_MEMORY):
+                self.log.add(setting, found, want=want, rounds=rounds, time_limit_s=self.limit_s)
         self._known[setting, want] = found
         self.watcher.on_done(setting, found)
         return found

@@ -1,0 +1,76 @@
+"""Predictions against accounting, which is tested by itself, and against measured peaks."""
+
+from dataclasses import replace
+
+import pytest
+
+from sparse_tx.accounting import attended_pairs, nominal_flops, training_peak, useful_flops
+from sparse_tx.config import ModelConfig, TrainingConfig
+from sparse_tx.errors import UserError
+from sparse_tx.profiler.measure import measure
+from sparse_tx.profiler.predict import predict, predict_peak, work_flops
+from sparse_tx.profiler.records import WORKS, Setting
+
+
+def make_setting(work="train", batch_size=2, **model) -> Setting:
+    defaults = dict(
+        vocab_size=53, seq_len=97, n_layer=4, n_head=2, n_embd=20, pattern="local:7,strided:5"
+    )
+    config = ModelConfig(**defaults | model)
+    training = TrainingConfig(max_steps=1, batch_size=batch_size)
+    return Setting(work=work, label=config.pattern, model=config, training=training)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_training_step_is_all_of_accounting(recompute):
+    setting = make_setting(recompute=recompute)
+    found = predict(setting, "views", seconds=2.0)
+    assert found.pairs == attended_pairs(setting.model).total
+    assert found.dense_pairs == 4 * 2 * 97 * 98 // 2
+    assert sum(found.useful_flops.values()) == useful_flops(setting.model, batch=2).total
+    assert sum(found.nominal_flops.values()) == nominal_flops(setting.model, batch=2).total
+    assert found.peak_bytes == sum(found.peak_parts.values())
+    assert found.peak_bytes >= training_peak(setting.model, setting.training).total
+    assert found.seconds == 2.0
+
+
+def test_works_take_their_share_of_a_training_step():
+    train, forward, prefill, attention = (
+        work_flops(make_setting(work)) for work in ("train", "forward", "prefill", "attention")
+    )
+    flops = useful_flops(make_setting().model, batch=2)
+    assert forward == flops.all_parts.forward
+    assert forward - prefill == flops.head.forward * 96 // 97
+    assert attention == (flops.scores + flops.values).total // 4  # layers alternate
+    assert train == flops.total
+
+
+def test_attention_is_a_round_of_layers_whatever_the_depth():
+    shallow, deep = make_setting("attention"), make_setting("attention", n_layer=8, recompute=True)
+    assert work_flops(shallow) == work_flops(deep)
+    assert predict(shallow, "views").pairs == predict(deep, "views").pairs
+    alone = [make_setting("attention", pattern=p) for p in ("local:7", "strided:5")]
+    assert work_flops(shallow) == sum(map(work_flops, alone)) // 2
+
+
+def test_dense_has_no_idle_tiles_but_for_the_triangle():
+    share = predict(make_setting(pattern="dense", seq_len=256), "views").useful_tile_share
+    assert share == pytest.approx(256 * 257 / 2 / (3 * 128**2))
+
+
+def test_an_engine_of_unknown_memory():
+    with pytest.raises(UserError, match="the memory of engine='reference' is not known"):
+        predict(make_setting(), "reference")
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("engine", ["auto", "views"])
+def test_the_measured_peak_is_what_was_predicted(work, engine):
+    setting = make_setting(
+        work, 1, seq_len=9001, n_embd=128, n_layer=2, n_head=4, pattern="local:128,strided:64"
+    )
+    setting = replace(setting, model=replace(setting.model, engine=engine))
+    measured = measure(setting, rounds=1, want=("peak",))
+    assert measured.failure is None
+    predicted = predict_peak(setting, measured.engine).total
+    assert predicted == pytest.approx(measured.peak_bytes, rel=0.05)

@@ -1,0 +1,170 @@
+"""Sweeps on a machine whose times and memory are formulas."""
+
+import pytest
+
+from sparse_tx.config import ModelConfig, TrainingConfig
+from sparse_tx.profiler import sweep
+from sparse_tx.profiler.equal_cost import find_reaches
+from sparse_tx.profiler.log import MeasurementLog
+from sparse_tx.profiler.predict import predict_peak, work_flops
+from sparse_tx.profiler.records import Ceilings, Measurement, Setting
+from sparse_tx.profiler.room import find_fits
+from sparse_tx.profiler.sweep import Laboratory, Question, Watcher, answer, at
+
+RATE, BASELINE = 1e9, 1000
+LABELS = ("dense", "local:sqrt,strided:sqrt")
+
+
+class Machine:
+    """Does a billion useful FLOPs in a second, and holds what is predicted."""
+
+    def __init__(self):
+        self.asked: list[Setting] = []
+
+    def measure(self, setting, *, rounds, time_limit_s, memory_limit_bytes, want):
+        self.asked.append(setting)
+        seconds = work_flops(setting) / RATE
+        peak = predict_peak(setting, "views").total
+        if setting.model.engine == "reference":
+            peak += 4 * 4 * setting.model.n_head * setting.model.seq_len**2
+        return Measurement(
+            engine="views",
+            seconds=(seconds,) * rounds if "seconds" in want else (),
+            peak_bytes=peak if "peak" in want else None,
+            baseline_bytes=BASELINE,
+        )
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    made = Machine()
+    monkeypatch.setattr(sweep, "measure", made.measure)
+    monkeypatch.setattr(sweep, "free_bytes", lambda device: 10**9)
+    ceilings = Ceilings(gemm_flops_per_s=RATE, copy_bytes_per_s=1e9, fresh_bytes_per_s=float("inf"))
+    monkeypatch.setattr(sweep, "measure_ceilings", lambda device, dtype: ceilings)
+    return made
+
+
+def make_setting(label, T, work="train", **model) -> Setting:
+    defaults = dict(vocab_size=53, n_layer=2, n_head=2, n_embd=16, engine="views", position="none")
+    config = ModelConfig(**defaults | model)
+    return at(
+        Setting(work=work, label=label, model=config, training=TrainingConfig(max_steps=1)), T
+    )
+
+
+def make_laboratory(log=None, **limits) -> Laboratory:
+    return Laboratory(log, Watcher(), **{"rounds": 3, "limit_s": 1e9} | limits)
+
+
+def make_question(lengths=(1024, 4096, 16384), **settings) -> Question:
+    asked = tuple(make_setting(label, T) for label in LABELS for T in lengths)
+    return Question(title="a test", settings=asked, **settings)
+
+
+def test_times_are_predicted_from_two_small_lengths(machine):
+    question = make_question((1024, 1 << 20))
+    profile = answer(question, make_laboratory())
+    assert max(setting.model.seq_len for setting in machine.asked) < 1 << 20
+    assert [row.setting for row in profile.rows] == list(question.settings)
+    for row in profile.rows:
+        assert row.measurement is None
+        assert row.prediction.seconds == pytest.approx(work_flops(row.setting) / RATE, rel=0.1)
+
+
+def test_a_stated_rate_needs_no_machine(machine):
+    profile = answer(make_question(flops_per_s=1e12), make_laboratory())
+    assert machine.asked == []
+    assert profile.ceilings is None
+    for row in profile.rows:
+        assert row.prediction.seconds == pytest.approx(work_flops(row.setting) / 1e12)
+
+
+def test_everything_is_measured_the_cheapest_first(machine):
+    profile = answer(make_question(measured=True, flops_per_s=RATE), make_laboratory())
+    assert all(row.measurement.seconds for row in profile.rows)
+    costs = [work_flops(setting) for setting in machine.asked]
+    assert costs == sorted(costs)
+    assert {(law.label, law.measured) for law in profile.laws} >= {(LABELS[1], True)}
+    assert any(found.quantity == "seconds" for found in profile.crossovers)
+
+
+def test_what_takes_too_long_is_not_begun(machine):
+    laboratory = make_laboratory(limit_s=50.0)
+    profile = answer(make_question(measured=True, flops_per_s=RATE), laboratory)
+    for row in profile.rows:
+        too_long = 2 * 1.2 * row.prediction.seconds > 50
+        assert ("would take about" in row.not_measured) == too_long
+        assert (row.measurement is None) == too_long
+    assert any(row.not_measured for row in profile.rows)
+
+
+def test_what_does_not_fit_is_not_begun(machine, monkeypatch):
+    monkeypatch.setattr(sweep, "free_bytes", lambda device: 20_000_000)
+    profile = answer(make_question(measured=True, flops_per_s=RATE), make_laboratory())
+    for row in profile.rows:
+        assert ("and 0.0 GB are free" in row.not_measured) == (row.prediction.peak_bytes > 19e6)
+    assert any(row.not_measured for row in profile.rows)
+
+
+def test_an_interrupted_sweep_goes_on(machine, tmp_path, monkeypatch):
+    question = make_question(measured=True)
+    measure_all = machine.measure
+
+    def interrupted(setting, **asked):
+        if len(machine.asked) == 6:
+            raise KeyboardInterrupt
+        return measure_all(setting, **asked)
+
+    monkeypatch.setattr(sweep, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        answer(question, make_laboratory(MeasurementLog(tmp_path / "log")))
+    monkeypatch.setattr(sweep, "measure", machine.measure)
+    resumed = answer(question, make_laboratory(MeasurementLog(tmp_path / "log")))
+    # Twice at most: a calibration asks for times and parts, a measurement for the peak too.
+    assert max(machine.asked.count(setting) for setting in machine.asked) <= 2
+    assert len(machine.asked) == 4 + len(question.settings)
+    assert resumed.rows == answer(question, make_laboratory()).rows
+
+
+def test_the_longest_that_fits(machine):
+    memory = 60_000_000
+    settings = [make_setting(label, 1024) for label in LABELS]
+    fits = find_fits(settings, memory, make_laboratory())
+    assert [fit.largest for fit in fits] == ["seq_len", "batch_size"] * 2
+    for fit in fits:
+        assert fit.baseline_bytes == BASELINE
+        assert fit.peak_bytes <= memory
+        longer = at(fit.setting, fit.setting.model.seq_len + 1)
+        more = at(fit.setting, 1024, fit.value + 1)
+        beyond = longer if fit.largest == "seq_len" else more
+        assert BASELINE + predict_peak(beyond, "views").total > memory
+        assert fit.confirmation.peak_bytes + BASELINE == fit.peak_bytes
+        assert fit.near == fit.value
+
+
+def test_what_fits_but_takes_too_long_is_not_run(machine):
+    fits = find_fits([make_setting("dense", 1024)], 60_000_000, make_laboratory(limit_s=10.0))
+    assert "would take about" in fits[0].not_confirmed
+    assert fits[0].confirmation is None
+
+
+def test_equal_cost(machine):
+    settings = [make_setting(label, 4096, "attention") for label in LABELS]
+    reaches = find_reaches(settings, 512, make_laboratory(), measured=True)
+    flops, textbook, fused, seconds = reaches
+    dense = make_setting("dense", 512, "attention")
+    assert [found.quantity for found in reaches] == [
+        "useful_flops",
+        "peak_bytes",
+        "peak_bytes",
+        "seconds",
+    ]
+    assert flops.budget == work_flops(dense)
+    assert work_flops(at(settings[1], flops.length)) <= flops.budget
+    assert work_flops(at(settings[1], flops.length + 1)) > flops.budget
+    # The machine's seconds are FLOPs, and time is looked for in a few trials.
+    assert 0.8 * flops.length <= seconds.length <= flops.length
+    assert fused.budget == predict_peak(dense, "views").total
+    assert predict_peak(at(settings[1], fused.length), "views").total <= fused.budget
+    assert textbook.length > fused.length
