@@ -1,18 +1,20 @@
 """How long a sequence a pattern reaches at the cost that dense attention has at some length.
 
-The cost is that of one layer's attention, forward and backward: FLOPs, peak memory and time. Memory
-is set against both ways of computing dense attention: *fused*, which keeps no weights and takes
-memory in proportion to the length, and by the textbook (the engine ``reference``), which keeps a
-square of weights for every head.
+The cost is that of one layer's attention, forward and backward: FLOPs, the attention weights if
+they were stored, peak memory and time. Memory is what attention holds beside its inputs, and it is
+set against both ways of computing dense attention: by the textbook (the engine ``reference``),
+which holds squares of weights for every head, and *fused*, which stores no weights and takes memory
+in proportion to the length, as all other engines do for all patterns.
 """
 
 from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 
+from sparse_tx.accounting import attended_pairs
 from sparse_tx.patterns.algebra import LARGEST
-from sparse_tx.profiler.predict import predict_peak, work_flops
-from sparse_tx.profiler.records import Measurement, Reach, Setting
+from sparse_tx.profiler.predict import counted_model, predict_peak, work_flops
+from sparse_tx.profiler.records import Reach, Setting
 from sparse_tx.profiler.scaling import reach
 from sparse_tx.profiler.sweep import Laboratory, at, engine_of
 
@@ -40,17 +42,27 @@ def find_reaches(
     found = []
     laboratory.watcher.on_plan("equal cost", len(settings) * (4 + _TRIALS) if measured else 0)
     for setting in settings:
-        found.append(_by_flops(setting, dense))
+        counted = _by_count(setting, dense)
+        found += counted
         if measured:
             found += _by_memory(setting, dense, laboratory)
-            found += _by_time(setting, dense, found[0].length, laboratory)
+            found += _by_time(setting, dense, counted[0].length, laboratory)
     return tuple(found)
 
 
-def _by_flops(setting: Setting, dense: Setting) -> Reach:
-    budget = work_flops(dense)
-    length = reach(lambda T: work_flops(at(setting, T)), budget)
-    return _reach(setting, dense, "useful_flops", budget, length, "counted", measured=False)
+def _by_count(setting: Setting, dense: Setting) -> list[Reach]:
+    """By FLOPs, and by the bytes of the weights in float32."""
+    found = []
+    for quantity, count in (("useful_flops", work_flops), ("weights_bytes", _weights_bytes)):
+        budget = count(dense)
+        length = reach(lambda T, count=count: count(at(setting, T)), budget)
+        found.append(_reach(setting, dense, quantity, budget, length, "counted", measured=False))
+    return found
+
+
+def _weights_bytes(setting: Setting) -> int:
+    pairs = attended_pairs(counted_model(setting)).total // len(setting.model.stack.layers)
+    return 4 * setting.training.batch_size * pairs
 
 
 def _by_memory(setting: Setting, dense: Setting, laboratory: Laboratory) -> list[Reach]:
@@ -58,16 +70,26 @@ def _by_memory(setting: Setting, dense: Setting, laboratory: Laboratory) -> list
     textbook = replace(dense, model=replace(dense.model, engine="reference"))
     engine, found = engine_of(setting), []
     for other, words in ((textbook, "textbook dense, T x T weights"), (dense, "fused dense")):
-        budget = laboratory.measure(other, ("peak",)).peak_bytes
-        length = reach(lambda T: predict_peak(at(setting, T), engine).total, budget)
-        held = laboratory.measure(at(setting, max(1, length)), ("peak",))
-        how = f"against {words}; {_held(held)} measured at this length"
+        budget = _beside_inputs(other, laboratory.measure(other, ("peak",)).peak_bytes or 0)
+        length = reach(lambda T: _beside_inputs(at(setting, T), _peak(setting, T, engine)), budget)
+        longest = at(setting, max(1, length))
+        held = laboratory.measure(longest, ("peak",)).peak_bytes or 0
+        how = f"against {words}; {_beside_inputs(longest, held) / 1e6:,.0f} MB measured here"
         found.append(_reach(setting, dense, "peak_bytes", budget, length, how, measured=True))
     return found
 
 
-def _held(measurement: Measurement) -> str:
-    return f"{(measurement.peak_bytes or 0) / 1e6:,.0f} MB"
+def _peak(setting: Setting, T: int, engine: str) -> int:
+    return predict_peak(at(setting, T), engine).total
+
+
+def _beside_inputs(setting: Setting, peak_bytes: int) -> int:
+    """What is left of a peak of attention without q, k, v and the gradient of the output."""
+    model = setting.model
+    width = 2 * model.qk_width + 2 * model.n_embd
+    if model.qk_norm or model.position == "rope":
+        width += 2 * model.qk_width  # the projection that norms or rotations started from
+    return peak_bytes - 4 * width * setting.training.batch_size * model.seq_len
 
 
 def _by_time(setting: Setting, dense: Setting, first: int, laboratory: Laboratory) -> list[Reach]:
