@@ -133,8 +133,13 @@ def _profile(argv: list[str]) -> int:
                 kinds = _kinds_to_fit(first, labels)
                 profile = replace(profile, fits=find_fits(kinds, memory, laboratory))
     except KeyboardInterrupt:
-        kept = f"what was measured is kept in {log.path}: the same command goes on from there"
-        print(f"stopped; {kept if log else 'give --out to keep measurements'}", file=sys.stderr)
+        if log is None:
+            then = "give --out to keep measurements"
+        elif log.path.exists():
+            then = f"what was measured is kept in {log.path}: the same command goes on from there"
+        else:
+            then = "nothing was measured yet"
+        print(f"stopped; {then}", file=sys.stderr)
         return INTERRUPTED
     _report(profile, args.out)
     return 0
@@ -270,14 +275,20 @@ def _kinds_to_fit(first: dict[str, Setting], labels: tuple[str, ...]) -> list[Se
 
 
 def _report(profile: Profile, out: str | None) -> None:
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     if not console.is_terminal:
-        console = Console(width=WIDTH_OF_FILES, highlight=False)
+        console = _Console(width=WIDTH_OF_FILES, highlight=False)
     for part in tables(profile):
         console.print(part)
     if out is not None:
         for path in write_report(profile, out).values():
             console.print(str(path), markup=False, soft_wrap=True)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to ``run_command``: whoever reads has seen enough, which is no failure."""
+        raise BrokenPipeError
 
 
 class _Display(Watcher):

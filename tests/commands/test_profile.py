@@ -1,5 +1,6 @@
 """The profile command, as users call it."""
 
+import io
 import json
 
 import pytest
@@ -90,6 +91,18 @@ def test_figures_at_a_stated_rate(capsys):
     printed = capsys.readouterr().out
     for words in ("1,024", "1,048,576", "6 layers", "dense", "local:8,strided:8", "7,200,000,000"):
         assert words in printed
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    silenced = []
+    monkeypatch.setattr("sparse_tx.commands.shell.silence_stdout", lambda: silenced.append(True))
+    monkeypatch.setattr("sys.stdout", Closed())
+    assert main([*QUICK, "--seq_lens", "64", "--patterns", "local:8"]) == 0
+    assert silenced
 
 
 def test_a_report_beside_the_figures(capsys, tmp_path):
