@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import fields, replace
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,8 @@ times from a short calibration on this machine, and with --measure all of it mea
 _PRESET = "cpu"
 # Without --seq_lens: so many times the model's own length.
 _LENGTHS = (1, 8, 64)
+# More in one step are no batch of any machine, and take minutes to count.
+_MOST_TOKENS = 1 << 34
 _RECOMPUTE = {"as-preset": None, "no": (False,), "yes": (True,), "both": (False, True)}
 # Settings of a model that have flags of their own here, or that change no cost.
 _NOT_FLAGS = {"pattern", "seq_len", "recompute", "engine", "init"}
@@ -46,7 +48,11 @@ def _parser() -> CommandParser:
     add = parser.add_argument
     add("--preset", type=str, help=f"The model: one of {', '.join(preset_names())} ({_PRESET}).")
     add("--checkpoint", type=str, help="The model of a run directory or checkpoint instead.")
-    add("--seq_lens", type=str, help="Such as 1024,64k or 1024..1M*4 (1, 8 and 64 times its own).")
+    add(
+        "--seq_lens",
+        type=str,
+        help="Such as 1024,64k or 1024..1M*4 (1, 8 and 64 times the model's).",
+    )
     add(
         "--patterns",
         type=str,
@@ -78,7 +84,14 @@ def _profile(argv: list[str]) -> int:
     title, model, training = _model(args)
     device = choose_device(args.device).type
     lengths = _lengths(args, model)
-    labels = parse_patterns(args.patterns or f"dense;{model.pattern}", lengths=lengths)
+    _check_size(model, training, lengths)
+    default = f"dense;{model.pattern}"
+    labels = parse_patterns(default if args.patterns is None else args.patterns, lengths=lengths)
+    if args.reach is not None and set(labels) == {"dense"}:
+        raise UserError(
+            f"--reach {args.reach} compares patterns with dense attention, and --patterns names"
+            " only dense; name another one too, such as 'local:128,strided:128'"
+        )
     memory = _memory(args)
     recompute = _RECOMPUTE[args.recompute] or (model.recompute,)
     settings = tuple(
@@ -103,7 +116,7 @@ def _profile(argv: list[str]) -> int:
         flops_per_s=args.flops_per_s,
         rounds=args.rounds,
         limit_s=args.limit_s,
-        training_tokens=args.tokens and round(args.tokens),
+        training_tokens=args.tokens and max(1, round(args.tokens)),
     )
     log = MeasurementLog(_folder(args.out) / _LOG) if args.out else None
     show = _Display()
@@ -120,8 +133,13 @@ def _profile(argv: list[str]) -> int:
                 kinds = _kinds_to_fit(first, labels)
                 profile = replace(profile, fits=find_fits(kinds, memory, laboratory))
     except KeyboardInterrupt:
-        kept = f"what was measured is kept in {log.path}: the same command goes on from there"
-        print(f"stopped; {kept if log else 'give --out to keep measurements'}", file=sys.stderr)
+        if log is None:
+            then = "give --out to keep measurements"
+        elif log.path.exists():
+            then = f"what was measured is kept in {log.path}: the same command goes on from there"
+        else:
+            then = "nothing was measured yet"
+        print(f"stopped; {then}", file=sys.stderr)
         return INTERRUPTED
     _report(profile, args.out)
     return 0
@@ -140,12 +158,36 @@ def _check_numbers(args) -> None:
     for name in ("rounds", "limit_s", "flops_per_s", "reach", "tokens"):
         value = getattr(args, name)
         if value is not None and not (value > 0 and isfinite(value)):
-            raise UserError(f"--{name} is {value}; it must be more than 0")
+            raise UserError(f"--{name} is {value}; it must be a finite number, more than 0")
+
+
+def _check_size(model: ModelConfig, training: TrainingConfig, lengths: tuple[int, ...]) -> None:
+    """Refuse lengths that the model's grid of positions has no cells for, and endless batches."""
+    longest, cells = max(lengths), _cells(model)
+    if cells is not None and longest > cells:
+        raise UserError(
+            f"--seq_lens goes to {longest:,} tokens, and this model has learned positions for"
+            f" {cells:,} alone (position_shape); give shorter lengths, or add --position rope"
+        )
+    if training.batch_size * longest > _MOST_TOKENS:
+        raise UserError(
+            f"--batch_size {training.batch_size} at {longest:,} tokens is more than"
+            f" {_MOST_TOKENS:,} tokens at a time; give a smaller batch or shorter lengths"
+        )
+
+
+def _cells(model: ModelConfig) -> int | None:
+    """The tokens that a fixed grid of positions has room for; None where any length fits."""
+    fixed = model.position == "grid" and model.position_shape
+    return prod(model.position_shape) if fixed else None
 
 
 def _parse(argv: list[str]):
     parser = _parser()
     args = parser.parse_args(argv)
+    for name in ("preset", "checkpoint", "patterns", "out"):
+        if (value := getattr(args, name)) is not None and not value.strip():
+            raise UserError(f"--{name} is {value!r}; name one, or leave the flag out")
     # Only then is it known whose model the other flags change.
     if args.preset is not None and args.checkpoint is not None:
         raise UserError(
@@ -190,8 +232,12 @@ def _model(args) -> tuple[str, ModelConfig, TrainingConfig]:
 def _lengths(args, model: ModelConfig) -> tuple[int, ...]:
     if args.seq_lens is not None:
         return parse_lengths(args.seq_lens)
-    times = (1,) if args.fit or args.reach is not None else _LENGTHS
-    return tuple(n * model.seq_len for n in times)
+    if args.fit or args.reach is not None:
+        return (model.seq_len,)
+    cells, longest = _cells(model), max(_LENGTHS) * model.seq_len
+    if cells is not None and longest > cells:  # downwards from what fits instead
+        return tuple(sorted({max(1, model.seq_len // n) for n in _LENGTHS}))
+    return tuple(n * model.seq_len for n in _LENGTHS)
 
 
 def _works(text: str) -> tuple[Work, ...]:
@@ -229,14 +275,20 @@ def _kinds_to_fit(first: dict[str, Setting], labels: tuple[str, ...]) -> list[Se
 
 
 def _report(profile: Profile, out: str | None) -> None:
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     if not console.is_terminal:
-        console = Console(width=WIDTH_OF_FILES, highlight=False)
+        console = _Console(width=WIDTH_OF_FILES, highlight=False)
     for part in tables(profile):
         console.print(part)
     if out is not None:
         for path in write_report(profile, out).values():
             console.print(str(path), markup=False, soft_wrap=True)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to ``run_command``: whoever reads has seen enough, which is no failure."""
+        raise BrokenPipeError
 
 
 class _Display(Watcher):
@@ -261,7 +313,8 @@ class _Display(Watcher):
         self.progress.stop()
 
     def on_plan(self, what: str, n_points: int) -> None:
-        self.task = self.progress.add_task(what, total=n_points, now="")
+        if n_points:
+            self.task = self.progress.add_task(what, total=n_points, now="")
 
     def on_point(self, setting: Setting) -> None:
         again = ", recomputed" if setting.model.recompute else ""

@@ -179,7 +179,10 @@ def _live(
     arguments: tuple,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
-    output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except FileNotFoundError:
+        return  # whoever asked was interrupted meanwhile, and took the folder along
     os.dup2(output, 1)
     os.dup2(output, 2)
     threading.Thread(target=_die_with_parent, daemon=True).start()

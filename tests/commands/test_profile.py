@@ -1,5 +1,6 @@
 """The profile command, as users call it."""
 
+import io
 import json
 
 import pytest
@@ -39,6 +40,14 @@ def refused(capsys, *argv) -> str:
         (["--tokens", "-5"], "tokens is -5"),
         (["--n_head", "3"], "n_head"),
         (["--checkpoint", "nowhere"], "nowhere"),
+        (["--checkpoint", ""], "--checkpoint is ''"),
+        (["--preset", ""], "--preset is ''"),
+        (["--patterns", ""], "--patterns is ''"),
+        (["--out", " "], "--out is ' '"),
+        (["--flops_per_s", "1e400"], "finite"),
+        (["--batch_size", "1000000000"], "17,179,869,184 tokens at a time"),
+        (["--reach", "64"], "name another one too"),
+        (["--preset", "cifar10-paper", "--seq_lens", "100,5000"], "5,000 tokens"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -63,11 +72,37 @@ def test_a_flag_that_does_not_exist(capsys):
     assert "--seq_lens" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("preset", ["cifar10-paper", "enwik8-paper", "imagenet64-paper"])
+def test_default_lengths_fit_a_fixed_grid_of_positions(capsys, preset):
+    argv = ["profile", "--preset", preset, "--patterns", "local:128", "--flops_per_s", "1e11"]
+    assert main(argv) == 0
+    assert preset in capsys.readouterr().out
+
+
+def test_a_grid_of_positions_can_be_given_up_for_longer_sequences(capsys):
+    argv = ["profile", "--preset", "cifar10-paper", "--patterns", "local:128", "--position"]
+    argv += ["rope", "--seq_lens", "8k", "--flops_per_s", "1e11"]
+    assert main(argv) == 0
+    assert "8,192" in capsys.readouterr().out
+
+
 def test_figures_at_a_stated_rate(capsys):
     assert main([*QUICK, "--seq_lens", "1k,1M", "--tokens", "7.2e9", "--n_layer", "6"]) == 0
     printed = capsys.readouterr().out
     for words in ("1,024", "1,048,576", "6 layers", "dense", "local:8,strided:8", "7,200,000,000"):
         assert words in printed
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    silenced = []
+    monkeypatch.setattr("sparse_tx.commands.shell.silence_stdout", lambda: silenced.append(True))
+    monkeypatch.setattr("sys.stdout", Closed())
+    assert main([*QUICK, "--seq_lens", "64", "--patterns", "local:8"]) == 0
+    assert silenced
 
 
 def test_a_report_beside_the_figures(capsys, tmp_path):

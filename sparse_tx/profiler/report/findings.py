@@ -80,7 +80,7 @@ _CROSSINGS = {
     "measured": "between two measured lengths",
     "below": "cheaper at the shortest length already",
     "extrapolated": "extrapolated from the fits",
-    "never": "stays dearer than dense",
+    "never": "costs as much as dense, or more",
 }
 
 
