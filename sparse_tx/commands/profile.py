@@ -17,12 +17,14 @@ from sparse_tx.config import ModelConfig, RunConfig, TrainingConfig, preset_name
 from sparse_tx.errors import UserError, nearest
 from sparse_tx.profiler.equal_cost import find_reaches
 from sparse_tx.profiler.fit import parse_memory
+from sparse_tx.profiler.laboratory import Laboratory, Watcher
 from sparse_tx.profiler.log import MeasurementLog
 from sparse_tx.profiler.patterns_by_length import at_length, parse_lengths, parse_patterns
 from sparse_tx.profiler.records import WORKS, Measurement, Profile, Setting, Work
 from sparse_tx.profiler.report import WIDTH_OF_FILES, tables, write_report
 from sparse_tx.profiler.room import find_fits
-from sparse_tx.profiler.sweep import Laboratory, Question, Watcher, answer, engine_of
+from sparse_tx.profiler.settings import engine_of
+from sparse_tx.profiler.sweep import Question, answer
 
 DESCRIPTION = """Say what sequence lengths and patterns cost: FLOPs and memory from exact counts,
 times from a short calibration on this machine, and with --measure all of it measured too."""

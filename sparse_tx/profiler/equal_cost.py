@@ -11,10 +11,11 @@ from dataclasses import replace
 from statistics import median
 
 from sparse_tx.patterns.algebra import LARGEST
+from sparse_tx.profiler.laboratory import Laboratory
 from sparse_tx.profiler.predict import predict_peak, work_flops
 from sparse_tx.profiler.records import Measurement, Reach, Setting
 from sparse_tx.profiler.scaling import reach
-from sparse_tx.profiler.sweep import Laboratory, at, engine_of
+from sparse_tx.profiler.settings import at, engine_of
 
 _DENSE = "dense"
 # Lengths that are timed on the way to the longest one within dense attention's time.

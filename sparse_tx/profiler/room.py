@@ -5,9 +5,11 @@ from dataclasses import replace
 
 from sparse_tx.errors import UserError
 from sparse_tx.profiler.fit import largest_batch, largest_length
+from sparse_tx.profiler.forecast import Forecast, calibrated, ceilings_of
+from sparse_tx.profiler.laboratory import Laboratory
 from sparse_tx.profiler.predict import predict, predict_peak
 from sparse_tx.profiler.records import Fit, Setting
-from sparse_tx.profiler.sweep import Forecast, Laboratory, at, calibrated, ceilings_of, engine_of
+from sparse_tx.profiler.settings import at, engine_of
 
 # Beyond this, a batch is no longer a matter of memory.
 _MOST_SEQUENCES = 1 << 20

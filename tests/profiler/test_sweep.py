@@ -3,13 +3,15 @@
 import pytest
 
 from sparse_tx.config import ModelConfig, TrainingConfig
-from sparse_tx.profiler import sweep
+from sparse_tx.profiler import forecast, laboratory
 from sparse_tx.profiler.equal_cost import find_reaches
+from sparse_tx.profiler.laboratory import Laboratory, Watcher
 from sparse_tx.profiler.log import MeasurementLog
 from sparse_tx.profiler.predict import predict_peak, work_flops
 from sparse_tx.profiler.records import Ceilings, Measurement, Setting
 from sparse_tx.profiler.room import find_fits
-from sparse_tx.profiler.sweep import Laboratory, Question, Watcher, answer, at
+from sparse_tx.profiler.settings import at
+from sparse_tx.profiler.sweep import Question, answer
 
 RATE, BASELINE = 1e9, 1000
 LABELS = ("dense", "local:sqrt,strided:sqrt")
@@ -38,10 +40,10 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch):
     made = Machine()
-    monkeypatch.setattr(sweep, "measure", made.measure)
-    monkeypatch.setattr(sweep, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(laboratory, "measure", made.measure)
+    monkeypatch.setattr(laboratory, "free_bytes", lambda device: 10**9)
     ceilings = Ceilings(gemm_flops_per_s=RATE, copy_bytes_per_s=1e9, fresh_bytes_per_s=float("inf"))
-    monkeypatch.setattr(sweep, "measure_ceilings", lambda device, dtype: ceilings)
+    monkeypatch.setattr(forecast, "measure_ceilings", lambda device, dtype: ceilings)
     return made
 
 
@@ -90,8 +92,8 @@ def test_everything_is_measured_the_cheapest_first(machine):
 
 
 def test_what_takes_too_long_is_not_begun(machine):
-    laboratory = make_laboratory(limit_s=50.0)
-    profile = answer(make_question(measured=True, flops_per_s=RATE), laboratory)
+    question = make_question(measured=True, flops_per_s=RATE)
+    profile = answer(question, make_laboratory(limit_s=50.0))
     for row in profile.rows:
         too_long = 2 * 1.2 * row.prediction.seconds > 50
         assert ("would take about" in row.not_measured) == too_long
@@ -100,7 +102,7 @@ def test_what_takes_too_long_is_not_begun(machine):
 
 
 def test_what_does_not_fit_is_not_begun(machine, monkeypatch):
-    monkeypatch.setattr(sweep, "free_bytes", lambda device: 20_000_000)
+    monkeypatch.setattr(laboratory, "free_bytes", lambda device: 20_000_000)
     profile = answer(make_question(measured=True, flops_per_s=RATE), make_laboratory())
     for row in profile.rows:
         assert ("and 0.0 GB are free" in row.not_measured) == (row.prediction.peak_bytes > 19e6)
@@ -116,10 +118,10 @@ def test_an_interrupted_sweep_goes_on(machine, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return measure_all(setting, **asked)
 
-    monkeypatch.setattr(sweep, "measure", interrupted)
+    monkeypatch.setattr(laboratory, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         answer(question, make_laboratory(MeasurementLog(tmp_path / "log")))
-    monkeypatch.setattr(sweep, "measure", machine.measure)
+    monkeypatch.setattr(laboratory, "measure", machine.measure)
     resumed = answer(question, make_laboratory(MeasurementLog(tmp_path / "log")))
     # Twice at most: a calibration asks for times and parts, a measurement for the peak too.
     assert max(machine.asked.count(setting) for setting in machine.asked) <= 2
