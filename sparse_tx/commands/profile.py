@@ -81,7 +81,11 @@ def _profile(argv: list[str]) -> int:
     device = choose_device(args.device).type
     lengths = _lengths(args, model)
     labels = parse_patterns(args.patterns or f"dense;{model.pattern}", lengths=lengths)
-    memory = _memory(args)
+    memory, works = _memory(args), _works(args.work)
+    if args.tokens is not None and "train" not in works:
+        raise UserError("--tokens asks what training costs; add train to --work, or leave it out")
+    if args.reach is not None:
+        at_length("dense", args.reach)
     recompute = _RECOMPUTE[args.recompute] or (model.recompute,)
     settings = tuple(
         Setting(
@@ -91,7 +95,7 @@ def _profile(argv: list[str]) -> int:
             training=training,
             device=device,
         )
-        for work in _works(args.work)
+        for work in works
         for label in labels
         for again in (recompute if work == "train" else (False,))
         for T in lengths

@@ -39,12 +39,13 @@ def find_reaches(
     settings = [setting for setting in settings if setting.label != _DENSE]
     dense = at(replace(settings[0], label=_DENSE), dense_len) if settings else None
     found = []
-    laboratory.watcher.on_plan("equal cost", len(settings) * (4 + _TRIALS) if measured else 0)
+    laboratory.watcher.on_plan("equal cost", len(settings) * (5 + _TRIALS) if measured else 0)
     for setting in settings:
-        found.append(_by_flops(setting, dense))
+        by_flops = _by_flops(setting, dense)
+        found.append(by_flops)
         if measured:
             found += _by_memory(setting, dense, laboratory)
-            found += _by_time(setting, dense, found[0].length, laboratory)
+            found.append(_by_time(setting, dense, by_flops.length, laboratory))
     return tuple(found)
 
 
@@ -59,48 +60,65 @@ def _by_memory(setting: Setting, dense: Setting, laboratory: Laboratory) -> list
     textbook = replace(dense, model=replace(dense.model, engine="reference"))
     engine, found = engine_of(setting), []
     for other, words in ((textbook, "textbook dense, T x T weights"), (dense, "fused dense")):
-        budget = laboratory.measure(other, ("peak",)).peak_bytes
+        of_dense = laboratory.measure(other, ("peak",))
+        if of_dense.failure or of_dense.peak_bytes is None:
+            found.append(_unknown(setting, dense, "peak_bytes", words, of_dense))
+            continue
+        budget = of_dense.peak_bytes
         length = reach(lambda T: predict_peak(at(setting, T), engine).total, budget)
-        held = laboratory.measure(at(setting, max(1, length)), ("peak",))
-        how = f"against {words}; {_held(held)} measured at this length"
-        found.append(_reach(setting, dense, "peak_bytes", budget, length, how, measured=True))
+        own = laboratory.measure(at(setting, max(1, length)), ("peak",))
+        measured = own.failure is None and own.peak_bytes is not None
+        seen = f"not measured ({_why(own)})"
+        if measured:
+            seen = f"{own.peak_bytes / 1e6:,.0f} MB measured"
+        how = f"against {words}; by prediction, {seen} at this length"
+        found.append(_reach(setting, dense, "peak_bytes", budget, length, how, measured=measured))
     return found
 
 
-def _held(measurement: Measurement) -> str:
-    return f"{(measurement.peak_bytes or 0) / 1e6:,.0f} MB"
-
-
-def _by_time(setting: Setting, dense: Setting, first: int, laboratory: Laboratory) -> list[Reach]:
+def _by_time(setting: Setting, dense: Setting, first: int, laboratory: Laboratory) -> Reach:
     """Halve the logarithm between a length within the budget and one beyond it."""
     timed = laboratory.measure(dense, ("seconds",))
-    if not timed.seconds:
-        return []
+    if timed.failure or not timed.seconds:
+        return _unknown(setting, dense, "seconds", "fused dense", timed)
     budget = median(timed.seconds)
-    within, beyond = 0, LARGEST + 1
+    within, beyond, why = 0, LARGEST + 1, ""
     trial = max(1, first)
     for _ in range(_TRIALS):
-        seconds = laboratory.measure(at(setting, trial), ("seconds",)).seconds
-        if seconds and median(seconds) <= budget:
+        found = laboratory.measure(at(setting, trial), ("seconds",))
+        failed = found.failure or not found.seconds
+        if not failed and median(found.seconds) <= budget:
             within = trial
         else:
-            beyond = trial
+            beyond, why = trial, _why(found) if failed else "took longer"
         if beyond > LARGEST:
             trial = min(LARGEST, 2 * within)
         else:
             trial = round((within * beyond) ** 0.5) if within else max(1, beyond // 2)
         if trial in (within, beyond):
             break
-    how = "against fused dense; medians"
-    return [_reach(setting, dense, "seconds", budget, within, how, measured=True)]
+    how = "against fused dense; medians" + (f"; {beyond:,} tokens: {why}" if why else "")
+    return _reach(setting, dense, "seconds", budget, within, how, measured=True)
+
+
+def _unknown(
+    setting: Setting, dense: Setting, quantity: str, words: str, measurement: Measurement
+) -> Reach:
+    how = f"{words} was not measured: {_why(measurement)}"
+    return _reach(setting, dense, quantity, None, None, how, measured=False)
+
+
+def _why(measurement: Measurement) -> str:
+    """Why a measurement has no value."""
+    return measurement.failure or "this system does not tell it"
 
 
 def _reach(
     setting: Setting,
     dense: Setting,
     quantity: str,
-    budget: float,
-    length: int,
+    budget: float | None,
+    length: int | None,
     how: str,
     *,
     measured: bool,

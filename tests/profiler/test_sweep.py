@@ -1,5 +1,7 @@
 """Sweeps on a machine whose times and memory are formulas."""
 
+from dataclasses import replace
+
 import pytest
 
 from sparse_tx.config import ModelConfig, TrainingConfig
@@ -170,3 +172,49 @@ def test_equal_cost(machine):
     assert fused.budget == predict_peak(dense, "views").total
     assert predict_peak(at(settings[1], fused.length), "views").total <= fused.budget
     assert textbook.length > fused.length
+
+
+def test_each_pattern_is_timed_from_its_own_length_on(machine):
+    labels = ("local:64", "local:8")
+    settings = [make_setting(label, 4096, "attention") for label in labels]
+    reaches = find_reaches(settings, 512, make_laboratory(), measured=True)
+    flops = {found.label: found.length for found in reaches if found.quantity == "useful_flops"}
+    assert flops["local:8"] > 4 * flops["local:64"]
+    # The machine's seconds are FLOPs: the first trial is right, and the others stay near it.
+    for found in reaches:
+        if found.quantity == "seconds":
+            assert 0.8 * flops[found.label] <= found.length <= flops[found.label]
+
+
+def test_dense_attention_that_fails_is_no_budget(machine, monkeypatch):
+    """What it held until then is not what it costs."""
+
+    def failing(setting, **asked):
+        found = machine.measure(setting, **asked)
+        if setting.model.engine == "reference":
+            return replace(found, peak_bytes=10**6, failure="out of memory: killed")
+        if setting.label == "dense" and "seconds" in asked["want"]:
+            return replace(found, seconds=(), failure="took longer than 60 s")
+        return found
+
+    monkeypatch.setattr(laboratory, "measure", failing)
+    settings = [make_setting("local:64", 4096, "attention")]
+    flops, textbook, fused, seconds = find_reaches(settings, 512, make_laboratory(), measured=True)
+    assert flops.length and fused.length and fused.measured
+    for found, words in ((textbook, "out of memory"), (seconds, "took longer than 60 s")):
+        assert found.length is None and found.budget is None and not found.measured
+        assert words in found.how
+
+
+def test_a_reach_that_cannot_be_run_is_a_prediction(machine, monkeypatch):
+    def failing(setting, **asked):
+        found = machine.measure(setting, **asked)
+        if setting.label != "dense":
+            return replace(found, peak_bytes=None, failure="took longer than 60 s")
+        return found
+
+    monkeypatch.setattr(laboratory, "measure", failing)
+    settings = [make_setting("local:64", 4096, "attention")]
+    fused = find_reaches(settings, 512, make_laboratory(), measured=True)[2]
+    assert fused.length > 1 and not fused.measured
+    assert "not measured (took longer than 60 s)" in fused.how
