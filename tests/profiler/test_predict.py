@@ -8,7 +8,7 @@ from sparse_tx.accounting import attended_pairs, nominal_flops, training_peak, u
 from sparse_tx.config import ModelConfig, TrainingConfig
 from sparse_tx.errors import UserError
 from sparse_tx.profiler.measure import measure
-from sparse_tx.profiler.predict import predict, predict_peak, work_flops
+from sparse_tx.profiler.predict import pairs_of_work, predict, predict_peak, work_flops
 from sparse_tx.profiler.records import WORKS, Setting
 
 
@@ -51,6 +51,22 @@ def test_attention_is_a_round_of_layers_whatever_the_depth():
     assert predict(shallow, "views").pairs == predict(deep, "views").pairs
     alone = [make_setting("attention", pattern=p) for p in ("local:7", "strided:5")]
     assert work_flops(shallow) == sum(map(work_flops, alone)) // 2
+
+
+def test_a_depth_that_is_no_multiple_of_the_round():
+    """Attention is the mean over a round; a model's pairs and tiles are those of its layers."""
+    local, strided = (make_setting("attention", pattern=p) for p in ("local:7", "strided:5"))
+    both = make_setting("attention", n_layer=3)
+    assert pairs_of_work(both) == (pairs_of_work(local) + pairs_of_work(strided)) // 2
+    model = predict(make_setting(n_layer=3), "views")
+    assert model.pairs == 2 * pairs_of_work(local) + pairs_of_work(strided)
+
+    def live(pairs, found):
+        return pairs / found.useful_tile_share
+
+    alone = [predict(make_setting(pattern=p, n_layer=1), "views") for p in ("local:7", "strided:5")]
+    first, second = (live(found.pairs, found) for found in alone)
+    assert live(model.pairs, model) == pytest.approx(2 * first + second)
 
 
 def test_dense_has_no_idle_tiles_but_for_the_triangle():

@@ -203,3 +203,13 @@ def test_a_step_is_of_one_batch_whatever_accumulates():
     steps = next(cell for cell in totals_sheet(profile).rows[0] if cell.value == 10)
     assert steps.text == "10"
     assert sentences(profile)[0].startswith("A training step of 3 x 4,096 tokens")
+
+
+def test_memory_in_bf16_is_not_predicted():
+    profiles = []
+    for precision in ("fp32", "bf16"):
+        asked = setting("local:128", 4096, precision=precision)
+        row = Row(setting=asked, prediction=prediction(asked))
+        profiles.append(Profile(title="", provenance={}, rows=(row,)))
+    told = ["Memory is predicted for float32" in " ".join(sentences(p)) for p in profiles]
+    assert told == [False, True]

@@ -24,7 +24,8 @@ def sentences(profile: Profile) -> list[str]:
     if work is None:
         return ["There is nothing to report: no pattern and length was asked for."]
     found = _headlines(_rows_to_name(profile), profile)
-    return [*found, *_crossovers(profile), *_room(profile), *_accuracy(profile), *_gaps(profile)]
+    found += [*_crossovers(profile), *_room(profile), *_accuracy(profile)]
+    return [*found, *_caveats(profile), *_gaps(profile)]
 
 
 def _rows_to_name(profile: Profile) -> list[Row]:
@@ -191,6 +192,13 @@ def _accuracy(profile: Profile) -> list[str]:
                 f" and by {most} at most."
             )
     return said
+
+
+def _caveats(profile: Profile) -> list[str]:
+    """What accounting does not know."""
+    if any(row.setting.training.precision != "fp32" for row in profile.rows):
+        return ["Memory is predicted for float32, and computing in bf16 takes less of it."]
+    return []
 
 
 def _gaps(profile: Profile) -> list[str]:
