@@ -12,7 +12,7 @@ from statistics import median
 
 from sparse_tx.patterns.algebra import LARGEST
 from sparse_tx.profiler.laboratory import Laboratory
-from sparse_tx.profiler.predict import predict_peak, work_flops
+from sparse_tx.profiler.predict import bytes_within, work_flops
 from sparse_tx.profiler.records import Measurement, Reach, Setting
 from sparse_tx.profiler.scaling import reach
 from sparse_tx.profiler.settings import at, engine_of
@@ -65,7 +65,7 @@ def _by_memory(setting: Setting, dense: Setting, laboratory: Laboratory) -> list
             found.append(_unknown(setting, dense, "peak_bytes", words, of_dense))
             continue
         budget = of_dense.peak_bytes
-        length = reach(lambda T: predict_peak(at(setting, T), engine).total, budget)
+        length = _longest_within(setting, engine, budget)
         own = laboratory.measure(at(setting, max(1, length)), ("peak",))
         measured = own.failure is None and own.peak_bytes is not None
         seen = f"not measured ({_why(own)})"
@@ -74,6 +74,10 @@ def _by_memory(setting: Setting, dense: Setting, laboratory: Laboratory) -> list
         how = f"against {words}; by prediction, {seen} at this length"
         found.append(_reach(setting, dense, "peak_bytes", budget, length, how, measured=measured))
     return found
+
+
+def _longest_within(setting: Setting, engine: str, budget: int) -> int:
+    return reach(lambda T: bytes_within(at(setting, T), engine, budget), budget)
 
 
 def _by_time(setting: Setting, dense: Setting, first: int, laboratory: Laboratory) -> Reach:

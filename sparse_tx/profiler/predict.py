@@ -64,8 +64,21 @@ def predict_peak(setting: Setting, engine: str) -> PeakMemory:
 
     Arguments and errors as of ``predict``.
     """
+    return _peak(setting, _workspaces(setting.model, engine, setting.training.batch_size))
+
+
+def bytes_within(setting: Setting, engine: str, limit: float) -> int:
+    """The total of ``predict_peak`` if that is within ``limit``; else some number beyond ``limit``.
+
+    For searches, which try many settings that are too large: what an engine's workspace takes is
+    found only for those that are within the limit without it.
+    """
+    without_engine = _peak(setting, ()).total
+    return without_engine if without_engine > limit else predict_peak(setting, engine).total
+
+
+def _peak(setting: Setting, workspaces: tuple[Workspace, ...]) -> PeakMemory:
     model, batch = setting.model, setting.training.batch_size
-    workspaces = _workspaces(model, engine, batch)
     match setting.work:
         case "train":
             return training_peak(model, setting.training, workspaces=workspaces)

@@ -8,7 +8,13 @@ from sparse_tx.accounting import attended_pairs, nominal_flops, training_peak, u
 from sparse_tx.config import ModelConfig, TrainingConfig
 from sparse_tx.errors import UserError
 from sparse_tx.profiler.measure import measure
-from sparse_tx.profiler.predict import pairs_of_work, predict, predict_peak, work_flops
+from sparse_tx.profiler.predict import (
+    bytes_within,
+    pairs_of_work,
+    predict,
+    predict_peak,
+    work_flops,
+)
 from sparse_tx.profiler.records import WORKS, Setting
 
 
@@ -72,6 +78,16 @@ def test_a_depth_that_is_no_multiple_of_the_round():
 def test_dense_has_no_idle_tiles_but_for_the_triangle():
     share = predict(make_setting(pattern="dense", seq_len=256), "views").useful_tile_share
     assert share == pytest.approx(256 * 257 / 2 / (3 * 128**2))
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_bytes_within_a_limit(work):
+    setting = make_setting(work, seq_len=499, pattern="local:64,strided:16")
+    peak = predict_peak(setting, "views").total
+    for limit in (peak + 1, peak):
+        assert bytes_within(setting, "views", limit) == peak
+    for limit in (peak - 1, peak // 2, 1):
+        assert limit < bytes_within(setting, "views", limit) <= peak
 
 
 def test_an_engine_of_unknown_memory():

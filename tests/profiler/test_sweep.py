@@ -175,11 +175,11 @@ def test_equal_cost(machine):
 
 
 def test_each_pattern_is_timed_from_its_own_length_on(machine):
-    labels = ("local:64", "local:8")
-    settings = [make_setting(label, 4096, "attention") for label in labels]
-    reaches = find_reaches(settings, 512, make_laboratory(), measured=True)
+    labels = ("local:32", "local:8")
+    settings = [make_setting(label, 128, "attention") for label in labels]
+    reaches = find_reaches(settings, 128, make_laboratory(), measured=True)
     flops = {found.label: found.length for found in reaches if found.quantity == "useful_flops"}
-    assert flops["local:8"] > 4 * flops["local:64"]
+    assert flops["local:8"] > 3 * flops["local:32"]
     # The machine's seconds are FLOPs: the first trial is right, and the others stay near it.
     for found in reaches:
         if found.quantity == "seconds":
@@ -198,8 +198,8 @@ def test_dense_attention_that_fails_is_no_budget(machine, monkeypatch):
         return found
 
     monkeypatch.setattr(laboratory, "measure", failing)
-    settings = [make_setting("local:64", 4096, "attention")]
-    flops, textbook, fused, seconds = find_reaches(settings, 512, make_laboratory(), measured=True)
+    settings = [make_setting("local:32", 128, "attention")]
+    flops, textbook, fused, seconds = find_reaches(settings, 128, make_laboratory(), measured=True)
     assert flops.length and fused.length and fused.measured
     for found, words in ((textbook, "out of memory"), (seconds, "took longer than 60 s")):
         assert found.length is None and found.budget is None and not found.measured
@@ -214,7 +214,7 @@ def test_a_reach_that_cannot_be_run_is_a_prediction(machine, monkeypatch):
         return found
 
     monkeypatch.setattr(laboratory, "measure", failing)
-    settings = [make_setting("local:64", 4096, "attention")]
-    fused = find_reaches(settings, 512, make_laboratory(), measured=True)[2]
+    settings = [make_setting("local:32", 128, "attention")]
+    fused = find_reaches(settings, 128, make_laboratory(), measured=True)[2]
     assert fused.length > 1 and not fused.measured
     assert "not measured (took longer than 60 s)" in fused.how
