@@ -95,9 +95,12 @@ def test_an_engine_of_unknown_memory():
         predict(make_setting(), "reference")
 
 
-@pytest.mark.parametrize("work", WORKS)
-@pytest.mark.parametrize("engine", ["auto", "views"])
-def test_the_measured_peak_is_what_was_predicted(work, engine):
+# What generation holds with an engine is what a forward pass does.
+@pytest.mark.parametrize(
+    ("engine", "work"),
+    [*(("auto", work) for work in WORKS), *(("views", work) for work in WORKS[:3])],
+)
+def test_the_measured_peak_is_what_was_predicted(engine, work):
     setting = make_setting(
         work, 1, seq_len=9001, n_embd=128, n_layer=2, n_head=4, pattern="local:128,strided:64"
     )
