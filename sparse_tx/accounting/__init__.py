@@ -6,7 +6,6 @@ set beside these numbers elsewhere.
 
 from sparse_tx.accounting.activations import (
     PeakMemory,
-    Workspace,
     attention_peak,
     inference_peak,
     training_peak,
@@ -19,6 +18,7 @@ from sparse_tx.accounting.flops import (
     nominal_flops,
     useful_flops,
 )
+from sparse_tx.accounting.forward_pass import Workspace
 from sparse_tx.accounting.heads import PerHead, attended_pairs
 from sparse_tx.accounting.memory import CacheBytes, TrainingState, cache_bytes, training_state
 from sparse_tx.accounting.parameters import Parameters, count_parameters

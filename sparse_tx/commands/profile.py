@@ -17,12 +17,14 @@ from sparse_tx.config import ModelConfig, RunConfig, TrainingConfig, preset_name
 from sparse_tx.errors import UserError, nearest
 from sparse_tx.profiler.equal_cost import find_reaches
 from sparse_tx.profiler.fit import parse_memory
+from sparse_tx.profiler.laboratory import Laboratory, Watcher
 from sparse_tx.profiler.log import MeasurementLog
 from sparse_tx.profiler.patterns_by_length import at_length, parse_lengths, parse_patterns
 from sparse_tx.profiler.records import WORKS, Measurement, Profile, Setting, Work
 from sparse_tx.profiler.report import WIDTH_OF_FILES, tables, write_report
 from sparse_tx.profiler.room import find_fits
-from sparse_tx.profiler.sweep import Laboratory, Question, Watcher, answer, engine_of
+from sparse_tx.profiler.settings import engine_of
+from sparse_tx.profiler.sweep import Question, answer
 
 DESCRIPTION = """Say what sequence lengths and patterns cost: FLOPs and memory from exact counts,
 times from a short calibration on this machine, and with --measure all of it measured too."""
@@ -92,7 +94,11 @@ def _profile(argv: list[str]) -> int:
             f"--reach {args.reach} compares patterns with dense attention, and --patterns names"
             " only dense; name another one too, such as 'local:128,strided:128'"
         )
-    memory = _memory(args)
+    memory, works = _memory(args), _works(args.work)
+    if args.tokens is not None and "train" not in works:
+        raise UserError("--tokens asks what training costs; add train to --work, or leave it out")
+    if args.reach is not None:
+        at_length("dense", args.reach)
     recompute = _RECOMPUTE[args.recompute] or (model.recompute,)
     settings = tuple(
         Setting(
@@ -102,7 +108,7 @@ def _profile(argv: list[str]) -> int:
             training=training,
             device=device,
         )
-        for work in _works(args.work)
+        for work in works
         for label in labels
         for again in (recompute if work == "train" else (False,))
         for T in lengths

@@ -25,9 +25,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_tx.accounting import attended_pairs, useful_flops
+from sparse_tx.accounting import attended_pairs
 from sparse_tx.errors import UserError
+from sparse_tx.profiler.predict import flops_of_work, pairs_of_work, work_flops
 from sparse_tx.profiler.records import Measurement, Setting
+from sparse_tx.profiler.settings import at, without_length
 
 _SHORTEST = 1024  # shorter steps are calls and optimiser more than anything that grows
 _SPREAD = 4  # between the two lengths of a calibration
@@ -79,7 +81,7 @@ class TimeModel:
 
         Like it is what differs in nothing but the length, and in the pattern sizes which follow it.
         """
-        rates = self.rates.get(_without_length(setting))
+        rates = self.rates.get(without_length(setting))
         if rates is None:
             return None
         does = _what_it_does(setting, rates.shortest)
@@ -102,7 +104,7 @@ def calibrate(points: Iterable[tuple[Setting, Measurement]]) -> TimeModel:
     timed: dict[Setting, list[tuple[Setting, Measurement]]] = defaultdict(list)
     for setting, measurement in points:
         if measurement.seconds and measurement.failure is None:
-            timed[replace(_without_length(setting), label="")].append((setting, measurement))
+            timed[replace(without_length(setting), label="")].append((setting, measurement))
     rates = {}
     for alike in timed.values():
         rates |= _rates_of_patterns(alike)
@@ -115,7 +117,7 @@ def calibration_lengths(
     """Choose two lengths to calibrate at: as long as time allows, so that attention shows.
 
     Args:
-        setting: at any length; a pattern that follows the length keeps its sizes meanwhile.
+        setting: at any length.
         longest: the longest length that is asked for, in tokens, and the most that is returned.
         seconds: that the work may take at the longer length.
         flops_per_s: useful FLOPs in a second that are counted on; the default is for two CPU cores.
@@ -132,7 +134,7 @@ def calibration_lengths(
         raise UserError(f"the longest length is {longest}; it must be 1 token or more")
     budget = seconds_to_flops(seconds, flops_per_s)
     longer = min(longest, 2 * _SHORTEST)
-    while 2 * longer <= longest and _flops(setting, 2 * longer) <= budget:
+    while 2 * longer <= longest and work_flops(at(setting, 2 * longer)) <= budget:
         longer *= 2
     shorter = min(max(longer // _SPREAD, _SHORTEST), max(1, longer // 2))
     return shorter, longer
@@ -170,31 +172,6 @@ def _checked_rate(flops_per_s: float) -> float:
     return flops_per_s
 
 
-def _without_length(setting: Setting) -> Setting:
-    """The setting with one length and pattern for all: what its calibration goes by."""
-    model = replace(setting.model, seq_len=1, pattern="dense")
-    return replace(setting, model=model)
-
-
-def _flops(setting: Setting, T: int) -> int:
-    """Useful FLOPs of the setting's work at another length."""
-    model = setting.model
-    flops = useful_flops(model, T, setting.training.batch_size)
-    attention = flops.scores + flops.values
-    match setting.work:
-        case "train":
-            return flops.total * setting.training.accumulation
-        case "attention":
-            return (attention.forward + attention.backward) // model.n_layer
-        case _:
-            return flops.all_parts.forward
-
-
-def _without_length(setting: Setting) -> Setting:
-    """The setting with one length and pattern for all: what its calibration goes by."""
-    return replace(setting, model=replace(setting.model, seq_len=1, pattern="dense"))
-
-
 # What the time of each group of parts may depend on: first those that patterns share.
 _SHARED = {
     "feed-forward": ("calls", "feed-forward FLOPs", "feed-forward excess"),
@@ -217,7 +194,7 @@ def _rates_of_patterns(
     shortest = min(setting.model.seq_len for setting, _ in measurements)
     families: dict[Setting, list[_Point]] = defaultdict(list)
     for setting, measurement in measurements:
-        families[_without_length(setting)].append(_point(setting, measurement, shortest))
+        families[without_length(setting)].append(_point(setting, measurement, shortest))
     families = {family: own for family, own in families.items() if _has_two_lengths(own)}
     clocked = {
         family: own
@@ -260,28 +237,24 @@ def _without_parts(point: _Point) -> _Point:
 
 def _attention_share(setting: Setting) -> float:
     """Attention's share of the useful FLOPs of the setting's work."""
-    if setting.work == "attention":
-        return 1.0
-    flops = useful_flops(setting.model, batch=setting.training.batch_size)
-    attention, all_parts = flops.scores + flops.values, flops.all_parts
-    if setting.work == "train":
-        return attention.total / all_parts.total
-    return attention.forward / all_parts.forward
+    flops = flops_of_work(setting)
+    return (flops["scores"] + flops["values"]) / sum(flops.values())
 
 
 def _what_it_does(setting: Setting, shortest: int) -> dict[str, float]:
     """What the time of a setting may depend on."""
     model, T = setting.model, setting.model.seq_len
-    pairs, decodes = attended_pairs(model).total, setting.work == "decode"
-    passes = useful_flops(model, batch=setting.training.batch_size).feed_forward
-    feed_forward = float(passes.total if setting.work == "train" else passes.forward)
+    reads = 0
+    if setting.work == "decode":
+        reads = attended_pairs(model, T + 1).total - attended_pairs(model).total
+    feed_forward = float(flops_of_work(setting).get("feed_forward", 0))
     excess = float(max(0, T - shortest))
     return {
         "calls": 1.0,
         "tokens": float(T),
         "excess": excess,
-        "pairs": float(pairs),
-        "reads": float(attended_pairs(model, T + 1).total - pairs) if decodes else 0.0,
+        "pairs": float(pairs_of_work(setting)),
+        "reads": float(reads),
         "feed-forward FLOPs": feed_forward,
         "feed-forward excess": feed_forward * excess / T,
     }

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 
-from sparse_tx.accounting import attended_pairs
 from sparse_tx.patterns.algebra import LARGEST
-from sparse_tx.profiler.predict import counted_model, predict_peak, work_flops
-from sparse_tx.profiler.records import Reach, Setting
+from sparse_tx.profiler.laboratory import Laboratory
+from sparse_tx.profiler.predict import bytes_within, pairs_of_work, work_flops
+from sparse_tx.profiler.records import Measurement, Reach, Setting
 from sparse_tx.profiler.scaling import reach
-from sparse_tx.profiler.sweep import Laboratory, at, engine_of
+from sparse_tx.profiler.settings import at, engine_of
 
 _DENSE = "dense"
 # Lengths that are timed on the way to the longest one within dense attention's time.
@@ -40,13 +40,13 @@ def find_reaches(
     settings = [setting for setting in settings if setting.label != _DENSE]
     dense = at(replace(settings[0], label=_DENSE), dense_len) if settings else None
     found = []
-    laboratory.watcher.on_plan("equal cost", len(settings) * (4 + _TRIALS) if measured else 0)
+    laboratory.watcher.on_plan("equal cost", len(settings) * (5 + _TRIALS) if measured else 0)
     for setting in settings:
         counted = _by_count(setting, dense)
         found += counted
         if measured:
             found += _by_memory(setting, dense, laboratory)
-            found += _by_time(setting, dense, counted[0].length, laboratory)
+            found.append(_by_time(setting, dense, counted[0].length, laboratory))
     return tuple(found)
 
 
@@ -61,8 +61,7 @@ def _by_count(setting: Setting, dense: Setting) -> list[Reach]:
 
 
 def _weights_bytes(setting: Setting) -> int:
-    pairs = attended_pairs(counted_model(setting)).total // len(setting.model.stack.layers)
-    return 4 * setting.training.batch_size * pairs
+    return 4 * setting.training.batch_size * pairs_of_work(setting)
 
 
 def _by_memory(setting: Setting, dense: Setting, laboratory: Laboratory) -> list[Reach]:
@@ -70,58 +69,84 @@ def _by_memory(setting: Setting, dense: Setting, laboratory: Laboratory) -> list
     textbook = replace(dense, model=replace(dense.model, engine="reference"))
     engine, found = engine_of(setting), []
     for other, words in ((textbook, "textbook dense, T x T weights"), (dense, "fused dense")):
-        budget = _beside_inputs(other, laboratory.measure(other, ("peak",)).peak_bytes or 0)
-        length = reach(lambda T: _beside_inputs(at(setting, T), _peak(setting, T, engine)), budget)
+        of_dense = laboratory.measure(other, ("peak",))
+        if of_dense.failure or of_dense.peak_bytes is None:
+            found.append(_unknown(setting, dense, "peak_bytes", words, of_dense))
+            continue
+        budget = of_dense.peak_bytes - _input_bytes(other)
+        length = _longest_within(setting, engine, budget)
         longest = at(setting, max(1, length))
-        held = laboratory.measure(longest, ("peak",)).peak_bytes or 0
-        how = f"against {words}; {_beside_inputs(longest, held) / 1e6:,.0f} MB measured here"
-        found.append(_reach(setting, dense, "peak_bytes", budget, length, how, measured=True))
+        own = laboratory.measure(longest, ("peak",))
+        measured = own.failure is None and own.peak_bytes is not None
+        seen = f"not measured ({_why(own)})"
+        if measured:
+            seen = f"{(own.peak_bytes - _input_bytes(longest)) / 1e6:,.0f} MB measured"
+        how = f"against {words}; by prediction, {seen} at this length"
+        found.append(_reach(setting, dense, "peak_bytes", budget, length, how, measured=measured))
     return found
 
 
-def _peak(setting: Setting, T: int, engine: str) -> int:
-    return predict_peak(at(setting, T), engine).total
+def _longest_within(setting: Setting, engine: str, budget: int) -> int:
+    def beside_inputs(T: int) -> int:
+        here = at(setting, T)
+        inputs = _input_bytes(here)
+        return bytes_within(here, engine, budget + inputs) - inputs
+
+    return reach(beside_inputs, budget)
 
 
-def _beside_inputs(setting: Setting, peak_bytes: int) -> int:
-    """What is left of a peak of attention without q, k, v and the gradient of the output."""
+def _input_bytes(setting: Setting) -> int:
+    """Queries, keys, values and the gradient of the output, as ``attention_peak`` counts them."""
     model = setting.model
     width = 2 * model.qk_width + 2 * model.n_embd
     if model.qk_norm or model.position == "rope":
         width += 2 * model.qk_width  # the projection that norms or rotations started from
-    return peak_bytes - 4 * width * setting.training.batch_size * model.seq_len
+    return 4 * width * setting.training.batch_size * model.seq_len
 
 
-def _by_time(setting: Setting, dense: Setting, first: int, laboratory: Laboratory) -> list[Reach]:
+def _by_time(setting: Setting, dense: Setting, first: int, laboratory: Laboratory) -> Reach:
     """Halve the logarithm between a length within the budget and one beyond it."""
     timed = laboratory.measure(dense, ("seconds",))
-    if not timed.seconds:
-        return []
+    if timed.failure or not timed.seconds:
+        return _unknown(setting, dense, "seconds", "fused dense", timed)
     budget = median(timed.seconds)
-    within, beyond = 0, LARGEST + 1
+    within, beyond, why = 0, LARGEST + 1, ""
     trial = max(1, first)
     for _ in range(_TRIALS):
-        seconds = laboratory.measure(at(setting, trial), ("seconds",)).seconds
-        if seconds and median(seconds) <= budget:
+        found = laboratory.measure(at(setting, trial), ("seconds",))
+        failed = found.failure or not found.seconds
+        if not failed and median(found.seconds) <= budget:
             within = trial
         else:
-            beyond = trial
+            beyond, why = trial, _why(found) if failed else "took longer"
         if beyond > LARGEST:
             trial = min(LARGEST, 2 * within)
         else:
             trial = round((within * beyond) ** 0.5) if within else max(1, beyond // 2)
         if trial in (within, beyond):
             break
-    how = "against fused dense; medians"
-    return [_reach(setting, dense, "seconds", budget, within, how, measured=True)]
+    how = "against fused dense; medians" + (f"; {beyond:,} tokens: {why}" if why else "")
+    return _reach(setting, dense, "seconds", budget, within, how, measured=True)
+
+
+def _unknown(
+    setting: Setting, dense: Setting, quantity: str, words: str, measurement: Measurement
+) -> Reach:
+    how = f"{words} was not measured: {_why(measurement)}"
+    return _reach(setting, dense, quantity, None, None, how, measured=False)
+
+
+def _why(measurement: Measurement) -> str:
+    """Why a measurement has no value."""
+    return measurement.failure or "this system does not tell it"
 
 
 def _reach(
     setting: Setting,
     dense: Setting,
     quantity: str,
-    budget: float,
-    length: int,
+    budget: float | None,
+    length: int | None,
     how: str,
     *,
     measured: bool,

@@ -43,13 +43,11 @@ def predict(setting: Setting, engine: str, *, seconds: float | None = None) -> P
     batch = setting.training.batch_size
     cache = cache_bytes(setting.model, batch=batch)
     peak = predict_peak(setting, engine)
-    pairs = attended_pairs(model).total
     dense = Dense().count_pairs(model.seq_len) * model.n_head * model.n_layer
-    per = model.n_layer if setting.work == "attention" else 1  # a layer's share of the round
     return Prediction(
-        pairs=pairs // per,
-        dense_pairs=dense // per,
-        useful_flops=_of_work(useful_flops(model, batch=batch), setting),
+        pairs=pairs_of_work(setting),
+        dense_pairs=dense // _layers_averaged(setting),
+        useful_flops=flops_of_work(setting),
         nominal_flops=_of_work(nominal_flops(model, batch=batch), setting),
         peak_bytes=peak.total,
         peak_parts=peak.parts,
@@ -66,8 +64,21 @@ def predict_peak(setting: Setting, engine: str) -> PeakMemory:
 
     Arguments and errors as of ``predict``.
     """
+    return _peak(setting, _workspaces(setting.model, engine, setting.training.batch_size))
+
+
+def bytes_within(setting: Setting, engine: str, limit: float) -> int:
+    """The total of ``predict_peak`` if that is within ``limit``; else some number beyond ``limit``.
+
+    For searches, which try many settings that are too large: what an engine's workspace takes is
+    found only for those that are within the limit without it.
+    """
+    without_engine = _peak(setting, ()).total
+    return without_engine if without_engine > limit else predict_peak(setting, engine).total
+
+
+def _peak(setting: Setting, workspaces: tuple[Workspace, ...]) -> PeakMemory:
     model, batch = setting.model, setting.training.batch_size
-    workspaces = _workspaces(model, engine, batch)
     match setting.work:
         case "train":
             return training_peak(model, setting.training, workspaces=workspaces)
@@ -78,10 +89,20 @@ def predict_peak(setting: Setting, engine: str) -> PeakMemory:
     return inference_peak(model, batch=batch, last_only=True, workspaces=workspaces)
 
 
+def pairs_of_work(setting: Setting) -> int:
+    """Attended pairs of one sequence, over the layers and heads that the work goes through."""
+    return attended_pairs(counted_model(setting)).total // _layers_averaged(setting)
+
+
+def flops_of_work(setting: Setting) -> dict[str, int]:
+    """Useful FLOPs of the setting's work once, by part; parts without any are left out."""
+    flops = useful_flops(counted_model(setting), batch=setting.training.batch_size)
+    return _of_work(flops, setting)
+
+
 def work_flops(setting: Setting) -> int:
     """Useful FLOPs of the setting's work once."""
-    flops = useful_flops(counted_model(setting), batch=setting.training.batch_size)
-    return sum(_of_work(flops, setting).values())
+    return sum(flops_of_work(setting).values())
 
 
 def counted_model(setting: Setting) -> ModelConfig:
@@ -91,11 +112,16 @@ def counted_model(setting: Setting) -> ModelConfig:
     return replace(setting.model, n_layer=len(setting.model.stack.layers), recompute=False)
 
 
+def _layers_averaged(setting: Setting) -> int:
+    """Over how many layers the work is a mean; 1 where it is that of the whole model."""
+    return len(setting.model.stack.layers) if setting.work == "attention" else 1
+
+
 def _of_work(flops: Flops, setting: Setting) -> dict[str, int]:
     """By part, what the work takes of a training pass's FLOPs."""
     if setting.work == "attention":
-        n_layer = len(setting.model.stack.layers)
-        return {name: flops.parts[name].total // n_layer for name in ("scores", "values")}
+        layers = _layers_averaged(setting)
+        return {name: flops.parts[name].total // layers for name in ("scores", "values")}
     if setting.work == "train":
         return {name: passes.total for name, passes in flops.parts.items() if passes.total}
     found = {name: passes.forward for name, passes in flops.parts.items() if passes.forward}
@@ -117,7 +143,7 @@ def _workspaces(model: ModelConfig, engine: str, batch: int) -> tuple[Workspace,
 def _useful_tile_share(model: ModelConfig) -> float:
     """The attended share of the live tiles over all layers; strided heads in their columns."""
     pairs = area = 0
-    for number in range(min(model.n_layer, len(model.stack.layers))):
+    for number in range(model.n_layer):
         for head in model.stack.layer(number).heads(model.n_head):
             tiling = _tiling(head, model.seq_len)
             pairs += tiling.pairs

@@ -14,9 +14,10 @@ Work = Literal["attention", "forward", "train", "prefill", "decode"]
 """What is done once.
 
 *attention*: forward and backward of one layer's attention without projections, as the mean over the
-pattern's layers. *forward*: the model's loss without gradients. *train*: an optimiser step, the
-optimiser's own work included. *prefill*: the logits after a prompt of ``seq_len`` tokens, the start
-symbol among them. *decode*: one further token after it."""
+pattern's layers. *forward*: the model's loss without gradients. *train*: an optimiser step on one
+batch, the optimiser's own work included; whether the recipe accumulates batches plays no part.
+*prefill*: the logits after a prompt of ``seq_len`` tokens, the start symbol among them. *decode*:
+one further token after it."""
 
 WORKS: tuple[Work, ...] = get_args(Work)
 
@@ -167,8 +168,9 @@ class Crossover:
         recompute: whether blocks are recomputed.
         quantity: ``seconds``, ``peak_bytes`` or ``useful_flops``.
         length: in tokens; None if it never does.
-        how: ``"measured"`` between two measured lengths; ``"below"``: at the shortest length of
-            all already; ``"extrapolated"`` from the fits; ``"never"``.
+        how: between two lengths at which costs were ``"measured"``, ``"counted"`` (FLOPs) or
+            ``"predicted"``; ``"below"``: at the shortest length of all already;
+            ``"extrapolated"`` from the fits; ``"never"``.
     """
 
     label: str
@@ -176,7 +178,7 @@ class Crossover:
     recompute: bool
     quantity: str
     length: int | None
-    how: Literal["measured", "below", "extrapolated", "never"]
+    how: Literal["measured", "counted", "predicted", "below", "extrapolated", "never"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,17 +190,17 @@ class Reach:
         quantity: ``useful_flops``, ``seconds``, ``peak_bytes`` or ``weights_bytes``, of the
             attention of one layer.
         dense_len: dense attention's length, in tokens.
-        budget: what dense costs there.
-        length: the longest length of the pattern within the budget.
-        how: what stood against what, in words.
+        budget: what dense costs there; None if that could not be measured.
+        length: the longest length of the pattern within the budget; None without one.
+        how: what stood against what, in words, or why there is no length.
         measured: whether both costs were measured.
     """
 
     label: str
     quantity: str
     dense_len: int
-    budget: float
-    length: int
+    budget: float | None
+    length: int | None
     how: str
     measured: bool
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 from sparse_tx.errors import UserError
 from sparse_tx.profiler.fit import largest_batch, largest_length
-from sparse_tx.profiler.predict import predict, predict_peak
+from sparse_tx.profiler.forecast import Forecast, calibrated, ceilings_of
+from sparse_tx.profiler.laboratory import Laboratory
+from sparse_tx.profiler.predict import bytes_within, predict, predict_peak
 from sparse_tx.profiler.records import Fit, Setting
-from sparse_tx.profiler.sweep import Forecast, Laboratory, at, calibrated, ceilings_of, engine_of
+from sparse_tx.profiler.settings import at, engine_of
 
 # Beyond this, a batch is no longer a matter of memory.
 _MOST_SEQUENCES = 1 << 20
@@ -54,36 +56,38 @@ def find_fits(
 
 
 def _longest(setting: Setting, memory: int, baseline: int) -> Fit:
-    engine = engine_of(setting)
+    engine, room = engine_of(setting), memory - baseline
 
     def peak(T: int) -> int:
-        return baseline + predict_peak(at(setting, T), engine).total
+        return bytes_within(at(setting, T), engine, room)
 
-    T = largest_length(peak, memory)
+    T = largest_length(peak, room)
+    found = at(setting, max(1, T))
     return Fit(
-        setting=at(setting, max(1, T)),
+        setting=found,
         memory_bytes=memory,
         baseline_bytes=baseline,
         largest="seq_len",
         value=T,
-        peak_bytes=peak(max(1, T)),
+        peak_bytes=baseline + predict_peak(found, engine).total,
     )
 
 
 def _widest(setting: Setting, memory: int, baseline: int) -> Fit:
-    engine, T = engine_of(setting), setting.model.seq_len
+    engine, T, room = engine_of(setting), setting.model.seq_len, memory - baseline
 
     def peak(batch: int) -> int:
-        return baseline + predict_peak(at(setting, T, batch), engine).total
+        return bytes_within(at(setting, T, batch), engine, room)
 
-    batch = largest_batch(peak, memory, most=_MOST_SEQUENCES)
+    batch = largest_batch(peak, room, most=_MOST_SEQUENCES)
+    found = at(setting, T, max(1, batch))
     return Fit(
-        setting=at(setting, T, max(1, batch)),
+        setting=found,
         memory_bytes=memory,
         baseline_bytes=baseline,
         largest="batch_size",
         value=batch,
-        peak_bytes=peak(max(1, batch)),
+        peak_bytes=baseline + predict_peak(found, engine).total,
     )
 
 

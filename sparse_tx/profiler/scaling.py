@@ -120,9 +120,6 @@ def crossovers(
     two fits. Slopes that differ by less than 0.05 are taken for equal, and no crossing is looked
     for beyond 2^31 tokens.
 
-    ``how`` is ``"measured"`` also of useful FLOPs between two lengths, as they are counted exactly;
-    between two lengths with predictions alone it is ``"extrapolated"``.
-
     Args:
         rows: of all patterns, dense among them.
         laws: as ``power_laws`` gives them for the same rows.
@@ -147,8 +144,10 @@ def crossovers(
                     break
             else:
                 continue
-            exact = measured or quantity == "useful_flops"
-            length, how = _crossing(ratios, _slope_of_ratio(laws, curve, dense, quantity), exact)
+            length, how = _crossing(ratios, _slope_of_ratio(laws, curve, dense, quantity))
+            if how == "between":
+                counted = "counted" if quantity == "useful_flops" else "predicted"
+                how = "measured" if measured else counted
             found.append(Crossover(**curve._asdict(), quantity=quantity, length=length, how=how))
     return tuple(found)
 
@@ -224,7 +223,7 @@ def _slope_of_ratio(
     return 0.0
 
 
-def _crossing(ratios: dict[int, float], slope: float, exact: bool) -> tuple[int | None, str]:
+def _crossing(ratios: dict[int, float], slope: float) -> tuple[int | None, str]:
     """From which length on the logarithm of the ratio is below 0, and how that is known."""
     points = tuple(ratios.items())
     if points[-1][1] >= 0:
@@ -240,7 +239,7 @@ def _crossing(ratios: dict[int, float], slope: float, exact: bool) -> tuple[int 
             share = ratio / (ratio - next_ratio)
             crossing = _whole(log(length) + share * log(next_length / length))
             between = min(next_length, max(length + 1, crossing))
-            return between, "measured" if exact else "extrapolated"
+            return between, "between"
     return points[0][0], "below"
 
 

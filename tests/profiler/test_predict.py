@@ -8,7 +8,13 @@ from sparse_tx.accounting import attended_pairs, nominal_flops, training_peak, u
 from sparse_tx.config import ModelConfig, TrainingConfig
 from sparse_tx.errors import UserError
 from sparse_tx.profiler.measure import measure
-from sparse_tx.profiler.predict import predict, predict_peak, work_flops
+from sparse_tx.profiler.predict import (
+    bytes_within,
+    pairs_of_work,
+    predict,
+    predict_peak,
+    work_flops,
+)
 from sparse_tx.profiler.records import WORKS, Setting
 
 
@@ -53,9 +59,35 @@ def test_attention_is_a_round_of_layers_whatever_the_depth():
     assert work_flops(shallow) == sum(map(work_flops, alone)) // 2
 
 
+def test_a_depth_that_is_no_multiple_of_the_round():
+    """Attention is the mean over a round; a model's pairs and tiles are those of its layers."""
+    local, strided = (make_setting("attention", pattern=p) for p in ("local:7", "strided:5"))
+    both = make_setting("attention", n_layer=3)
+    assert pairs_of_work(both) == (pairs_of_work(local) + pairs_of_work(strided)) // 2
+    model = predict(make_setting(n_layer=3), "views")
+    assert model.pairs == 2 * pairs_of_work(local) + pairs_of_work(strided)
+
+    def live(pairs, found):
+        return pairs / found.useful_tile_share
+
+    alone = [predict(make_setting(pattern=p, n_layer=1), "views") for p in ("local:7", "strided:5")]
+    first, second = (live(found.pairs, found) for found in alone)
+    assert live(model.pairs, model) == pytest.approx(2 * first + second)
+
+
 def test_dense_has_no_idle_tiles_but_for_the_triangle():
     share = predict(make_setting(pattern="dense", seq_len=256), "views").useful_tile_share
     assert share == pytest.approx(256 * 257 / 2 / (3 * 128**2))
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_bytes_within_a_limit(work):
+    setting = make_setting(work, seq_len=499, pattern="local:64,strided:16")
+    peak = predict_peak(setting, "views").total
+    for limit in (peak + 1, peak):
+        assert bytes_within(setting, "views", limit) == peak
+    for limit in (peak - 1, peak // 2, 1):
+        assert limit < bytes_within(setting, "views", limit) <= peak
 
 
 def test_an_engine_of_unknown_memory():
@@ -63,9 +95,12 @@ def test_an_engine_of_unknown_memory():
         predict(make_setting(), "reference")
 
 
-@pytest.mark.parametrize("work", WORKS)
-@pytest.mark.parametrize("engine", ["auto", "views"])
-def test_the_measured_peak_is_what_was_predicted(work, engine):
+# What generation holds with an engine is what a forward pass does.
+@pytest.mark.parametrize(
+    ("engine", "work"),
+    [*(("auto", work) for work in WORKS), *(("views", work) for work in WORKS[:3])],
+)
+def test_the_measured_peak_is_what_was_predicted(engine, work):
     setting = make_setting(
         work, 1, seq_len=9001, n_embd=128, n_layer=2, n_head=4, pattern="local:128,strided:64"
     )

@@ -8,7 +8,12 @@ from rich.console import Console
 
 from sparse_tx.profiler.records import Profile, Row
 from sparse_tx.profiler.report import WIDTH_OF_FILES, facts, sentences, tables
-from sparse_tx.profiler.report.findings import all_findings, totals_sheet
+from sparse_tx.profiler.report.findings import (
+    all_findings,
+    fits_sheet,
+    reaches_sheet,
+    totals_sheet,
+)
 from sparse_tx.profiler.report.sheets import MOST_PARTS, folded, main_sheet, parts_sheet
 from tests.profiler.examples import (
     NASTY_LABEL,
@@ -141,7 +146,10 @@ def test_summary_speaks_of_the_longest_sequence():
 
 
 def test_summary_of_little():
-    assert sentences(one_row_profile())[-1] == "Nothing was measured: all figures are predictions."
+    assert (
+        sentences(one_row_profile())[-1]
+        == "None of these settings was measured: all figures are predictions."
+    )
     empty = Profile(title="empty", provenance={}, rows=())
     assert len(sentences(empty)) == 1
     printed(empty, 80)
@@ -164,3 +172,44 @@ def test_an_infinite_interval_is_not_a_figure():
     law = replace(profile.laws[0], low=float("-inf"), high=float("inf"))
     text = printed(replace(profile, laws=(law,)), 160)
     assert "inf" not in text.split("How cost grows")[1].split("Below the length")[0].lower()
+
+
+def test_a_run_beyond_the_memory_confirms_nothing():
+    profile = realistic_profile()
+    fit = profile.fits[0]
+    beyond = replace(fit, confirmation=replace(fit.confirmation, peak_bytes=24_000_000_000))
+    profile = replace(profile, fits=(beyond,))
+    text = " ".join(sentences(profile))
+    assert "a run at 500,000 took 24.3 GB" in text and "confirmed" not in text
+    assert fits_sheet(profile).rows[0][-1].text.endswith("24.3 GB (more than the memory)")
+
+
+def test_a_reach_that_is_not_known():
+    profile = realistic_profile()
+    how = "fused dense was not measured: out of memory"
+    unknown = replace(profile.reaches[0], length=None, budget=None, measured=False, how=how)
+    counted = replace(profile.reaches[0], quantity="useful_flops", measured=False)
+    first, second = reaches_sheet(replace(profile, reaches=(unknown, counted))).rows
+    assert [cell.text for cell in first[-5:]] == ["-", "-", "-", "-", how]
+    assert second[-2].text == "counted"
+
+
+def test_a_step_is_of_one_batch_whatever_accumulates():
+    """As it is measured: tokens, FLOPs and seconds are of the same step."""
+    asked = setting("local:128", 4096, batch_size=3, accumulation=8)
+    row = Row(setting=asked, prediction=prediction(asked))
+    assert facts.tokens_of_work(row) == 3 * 4096
+    profile = Profile(title="", provenance={}, rows=(row,), training_tokens=3 * 4096 * 10)
+    steps = next(cell for cell in totals_sheet(profile).rows[0] if cell.value == 10)
+    assert steps.text == "10"
+    assert sentences(profile)[0].startswith("A training step of 3 x 4,096 tokens")
+
+
+def test_memory_in_bf16_is_not_predicted():
+    profiles = []
+    for precision in ("fp32", "bf16"):
+        asked = setting("local:128", 4096, precision=precision)
+        row = Row(setting=asked, prediction=prediction(asked))
+        profiles.append(Profile(title="", provenance={}, rows=(row,)))
+    told = ["Memory is predicted for float32" in " ".join(sentences(p)) for p in profiles]
+    assert told == [False, True]

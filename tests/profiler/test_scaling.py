@@ -212,8 +212,8 @@ def test_an_extrapolation_goes_on_from_the_longest_length():
 def test_predictions_where_nothing_was_measured():
     rows = [make_row("dense", T, flops=T**2, seconds=T**2 / 5000, peak=1) for T in LENGTHS]
     rows += [make_row("local:8", T, flops=3000 * T, seconds=T, peak=2) for T in LENGTHS]
-    assert find(rows, "useful_flops") == (3000, "measured")
-    assert find(rows, "seconds") == (5000, "extrapolated")
+    assert find(rows, "useful_flops") == (3000, "counted")
+    assert find(rows, "seconds") == (5000, "predicted")
     assert find(rows, "peak_bytes") == (None, "never")
 
 

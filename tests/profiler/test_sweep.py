@@ -1,15 +1,19 @@
 """Sweeps on a machine whose times and memory are formulas."""
 
+from dataclasses import replace
+
 import pytest
 
 from sparse_tx.config import ModelConfig, TrainingConfig
-from sparse_tx.profiler import sweep
+from sparse_tx.profiler import forecast, laboratory
 from sparse_tx.profiler.equal_cost import find_reaches
+from sparse_tx.profiler.laboratory import Laboratory, Watcher
 from sparse_tx.profiler.log import MeasurementLog
 from sparse_tx.profiler.predict import predict_peak, work_flops
 from sparse_tx.profiler.records import Ceilings, Measurement, Setting
 from sparse_tx.profiler.room import find_fits
-from sparse_tx.profiler.sweep import Laboratory, Question, Watcher, answer, at
+from sparse_tx.profiler.settings import at
+from sparse_tx.profiler.sweep import Question, answer
 
 RATE, BASELINE = 1e9, 1000
 LABELS = ("dense", "local:sqrt,strided:sqrt")
@@ -38,10 +42,10 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch):
     made = Machine()
-    monkeypatch.setattr(sweep, "measure", made.measure)
-    monkeypatch.setattr(sweep, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(laboratory, "measure", made.measure)
+    monkeypatch.setattr(laboratory, "free_bytes", lambda device: 10**9)
     ceilings = Ceilings(gemm_flops_per_s=RATE, copy_bytes_per_s=1e9, fresh_bytes_per_s=float("inf"))
-    monkeypatch.setattr(sweep, "measure_ceilings", lambda device, dtype: ceilings)
+    monkeypatch.setattr(forecast, "measure_ceilings", lambda device, dtype: ceilings)
     return made
 
 
@@ -90,8 +94,8 @@ def test_everything_is_measured_the_cheapest_first(machine):
 
 
 def test_what_takes_too_long_is_not_begun(machine):
-    laboratory = make_laboratory(limit_s=50.0)
-    profile = answer(make_question(measured=True, flops_per_s=RATE), laboratory)
+    question = make_question(measured=True, flops_per_s=RATE)
+    profile = answer(question, make_laboratory(limit_s=50.0))
     for row in profile.rows:
         too_long = 2 * 1.2 * row.prediction.seconds > 50
         assert ("would take about" in row.not_measured) == too_long
@@ -100,7 +104,7 @@ def test_what_takes_too_long_is_not_begun(machine):
 
 
 def test_what_does_not_fit_is_not_begun(machine, monkeypatch):
-    monkeypatch.setattr(sweep, "free_bytes", lambda device: 20_000_000)
+    monkeypatch.setattr(laboratory, "free_bytes", lambda device: 20_000_000)
     profile = answer(make_question(measured=True, flops_per_s=RATE), make_laboratory())
     for row in profile.rows:
         assert ("and 0.0 GB are free" in row.not_measured) == (row.prediction.peak_bytes > 19e6)
@@ -116,10 +120,10 @@ def test_an_interrupted_sweep_goes_on(machine, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return measure_all(setting, **asked)
 
-    monkeypatch.setattr(sweep, "measure", interrupted)
+    monkeypatch.setattr(laboratory, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         answer(question, make_laboratory(MeasurementLog(tmp_path / "log")))
-    monkeypatch.setattr(sweep, "measure", machine.measure)
+    monkeypatch.setattr(laboratory, "measure", machine.measure)
     resumed = answer(question, make_laboratory(MeasurementLog(tmp_path / "log")))
     # Twice at most: a calibration asks for times and parts, a measurement for the peak too.
     assert max(machine.asked.count(setting) for setting in machine.asked) <= 2
@@ -173,3 +177,51 @@ def test_equal_cost(machine):
     assert 1 <= fused.length <= 1.05 * 512  # tiles of the engine views weigh at such a size
     assert textbook.budget - fused.budget == 4 * 4 * 2 * 512**2
     assert textbook.length > 10 * fused.length
+
+
+def test_each_pattern_is_timed_from_its_own_length_on(machine):
+    labels = ("local:32", "local:8")
+    settings = [make_setting(label, 128, "attention") for label in labels]
+    reaches = find_reaches(settings, 128, make_laboratory(), measured=True)
+    flops = {found.label: found.length for found in reaches if found.quantity == "useful_flops"}
+    assert flops["local:8"] > 3 * flops["local:32"]
+    # The machine's seconds are FLOPs: the first trial is right, and the others stay near it.
+    for found in reaches:
+        if found.quantity == "seconds":
+            assert 0.8 * flops[found.label] <= found.length <= flops[found.label]
+
+
+def test_dense_attention_that_fails_is_no_budget(machine, monkeypatch):
+    """What it held until then is not what it costs."""
+
+    def failing(setting, **asked):
+        found = machine.measure(setting, **asked)
+        if setting.model.engine == "reference":
+            return replace(found, peak_bytes=10**6, failure="out of memory: killed")
+        if setting.label == "dense" and "seconds" in asked["want"]:
+            return replace(found, seconds=(), failure="took longer than 60 s")
+        return found
+
+    monkeypatch.setattr(laboratory, "measure", failing)
+    settings = [make_setting("local:32", 128, "attention")]
+    flops, _, textbook, fused, seconds = find_reaches(
+        settings, 128, make_laboratory(), measured=True
+    )
+    assert flops.length and fused.length and fused.measured
+    for found, words in ((textbook, "out of memory"), (seconds, "took longer than 60 s")):
+        assert found.length is None and found.budget is None and not found.measured
+        assert words in found.how
+
+
+def test_a_reach_that_cannot_be_run_is_a_prediction(machine, monkeypatch):
+    def failing(setting, **asked):
+        found = machine.measure(setting, **asked)
+        if setting.label != "dense":
+            return replace(found, peak_bytes=None, failure="took longer than 60 s")
+        return found
+
+    monkeypatch.setattr(laboratory, "measure", failing)
+    settings = [make_setting("local:32", 128, "attention")]
+    fused = find_reaches(settings, 128, make_laboratory(), measured=True)[3]
+    assert fused.length > 1 and not fused.measured
+    assert "not measured (took longer than 60 s)" in fused.how

@@ -113,7 +113,6 @@ def _flat(row: Row, profile: Profile) -> dict[str, Any]:
         "pattern": model.pattern,
         "seq_len": model.seq_len,
         "batch_size": training.batch_size,
-        "accumulation": training.accumulation,
         "n_layer": model.n_layer,
         "n_head": model.n_head,
         "n_embd": model.n_embd,

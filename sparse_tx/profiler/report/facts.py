@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from sparse_tx.patterns import Dense
-from sparse_tx.profiler.records import WORKS, Profile, Row, Setting, Work
+from sparse_tx.profiler.records import WORKS, Fit, Profile, Row, Setting, Work
 
 
 def measured_seconds(row: Row) -> float | None:
@@ -55,8 +55,7 @@ def tokens_of_work(row: Row) -> int:
     setting = row.setting
     if setting.work == "decode":
         return setting.training.batch_size
-    passes = setting.training.accumulation if setting.work == "train" else 1
-    return setting.model.seq_len * setting.training.batch_size * passes
+    return setting.model.seq_len * setting.training.batch_size
 
 
 def tokens_per_second(row: Row) -> float | None:
@@ -91,6 +90,14 @@ def main_work(profile: Profile) -> Work | None:
     return "train" if "train" in found else (found[0] if found else None)
 
 
+def peak_of_run(fit: Fit) -> int | None:
+    """What the run that was to confirm a fit held in all; None if there was none, or it failed."""
+    found = fit.confirmation
+    if found is None or found.failure or found.peak_bytes is None:
+        return None
+    return found.peak_bytes + found.baseline_bytes
+
+
 def labels(profile: Profile) -> list[str]:
     """The patterns as the user wrote them, in the order asked."""
     return list(dict.fromkeys(row.setting.label for row in profile.rows))
@@ -100,7 +107,6 @@ def labels(profile: Profile) -> list[str]:
 _KNOBS = {
     "recompute": lambda setting: "on" if setting.model.recompute else "off",
     "batch": lambda setting: str(setting.training.batch_size),
-    "accumulation": lambda setting: str(setting.training.accumulation),
     "engine": lambda setting: setting.model.engine,
     "optimiser": lambda setting: setting.training.optimiser,
     "precision": lambda setting: setting.training.precision,

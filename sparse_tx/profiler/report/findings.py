@@ -2,7 +2,8 @@
 
 from math import isfinite
 
-from sparse_tx.profiler.records import Fit, Profile, Row
+from sparse_tx.masks.cells import counted
+from sparse_tx.profiler.records import Fit, Profile, Reach, Row
 from sparse_tx.profiler.report import facts
 from sparse_tx.profiler.report.sheets import Cell, Column, Sheet, key_cells, key_columns
 from sparse_tx.profiler.report.words import (
@@ -78,9 +79,11 @@ def laws_sheet(profile: Profile) -> Sheet:
 
 _CROSSINGS = {
     "measured": "between two measured lengths",
+    "counted": "between two lengths, counted exactly",
+    "predicted": "between two lengths, predicted",
     "below": "cheaper at the shortest length already",
     "extrapolated": "extrapolated from the fits",
-    "never": "costs as much as dense, or more",
+    "never": "costs as much as dense or more, as far as can be told",
 }
 
 
@@ -89,7 +92,7 @@ def crossovers_sheet(profile: Profile) -> Sheet:
     shown = _recompute_matters(profile.crossovers)
     rows = []
     for crossing in profile.crossovers:
-        mark = {"below": "<= ", "extrapolated": "~"}.get(crossing.how, "")
+        mark = {"below": "<= ", "extrapolated": "~", "predicted": "~"}.get(crossing.how, "")
         text = "never" if crossing.length is None else mark + count_text(crossing.length)
         rows.append(
             (
@@ -106,7 +109,7 @@ def crossovers_sheet(profile: Profile) -> Sheet:
         title="From which length on a pattern costs less than dense",
         explanation=(
             "Below the length in the table dense attention is the cheaper one, above it the"
-            " pattern is."
+            " pattern is; at a length marked <=, the shortest that was asked for, it already is."
         ),
         columns=(
             _PATTERN,
@@ -128,9 +131,8 @@ def reaches_sheet(profile: Profile) -> Sheet:
             Cell(quantity_name(reach.quantity)),
             Cell(count_text(reach.dense_len), reach.dense_len),
             Cell(quantity_text(reach.budget, reach.quantity), reach.budget),
-            Cell(count_text(reach.length), reach.length),
-            Cell(f"{reach.length / reach.dense_len:,.1f} x", reach.length / reach.dense_len),
-            Cell("measured" if reach.measured else "predicted"),
+            *_length_reached(reach),
+            Cell(_values_of(reach)),
             Cell(reach.how),
         )
         for reach in profile.reaches
@@ -156,12 +158,29 @@ def reaches_sheet(profile: Profile) -> Sheet:
     )
 
 
+def _length_reached(reach: Reach) -> tuple[Cell, Cell]:
+    """The length, and how many times dense attention's it is."""
+    if reach.length is None:
+        return Cell(UNKNOWN), Cell(UNKNOWN)
+    times = reach.length / reach.dense_len
+    return Cell(count_text(reach.length), reach.length), Cell(f"{times:,.1f} x", times)
+
+
+def _values_of(reach: Reach) -> str:
+    if reach.length is None:
+        return UNKNOWN
+    if reach.measured:
+        return "measured"
+    return "counted" if reach.quantity == "useful_flops" else "predicted"
+
+
 def fits_sheet(profile: Profile) -> Sheet:
     """What memory has room for, with the run that confirmed it."""
     shown = _recompute_matters([fit.setting.model for fit in profile.fits])
     rows = []
     for fit in profile.fits:
-        largest = "length" if fit.largest == "seq_len" else "batch"
+        at = f"batch of {counted(fit.setting.model.seq_len, 'token')} each"
+        largest = "length" if fit.largest == "seq_len" else at
         rows.append(
             (
                 Cell(fit.setting.label),
@@ -205,7 +224,8 @@ def _confirmation(fit: Fit) -> Cell:
         return Cell(f"{at}: {found.failure}", failed=True)
     if found.peak_bytes is None:
         return Cell(f"{at}: it ran")
-    return Cell(f"{at}: {bytes_text(found.peak_bytes + found.baseline_bytes)}")
+    beyond = " (more than the memory)" if facts.peak_of_run(fit) > fit.memory_bytes else ""
+    return Cell(f"{at}: {bytes_text(facts.peak_of_run(fit))}{beyond}")
 
 
 def totals_sheet(profile: Profile) -> Sheet:
@@ -231,9 +251,9 @@ def totals_sheet(profile: Profile) -> Sheet:
         key="totals",
         title="What a whole training run costs",
         explanation=(
-            f"Training on {count_text(tokens or 0)} tokens, in whole steps: useful FLOPs, and the"
-            " time of that many steps as predicted and as measured. Evaluations and checkpoints"
-            " come on top."
+            f"Training on {count_text(tokens or 0)} tokens, in whole steps of one batch: useful"
+            " FLOPs, and the time of that many steps as predicted and as measured. Evaluations and"
+            " checkpoints come on top."
         ),
         columns=(
             *key_columns(profile),

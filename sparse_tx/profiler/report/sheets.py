@@ -127,7 +127,7 @@ def main_sheet(profile: Profile, works: Sequence[Work]) -> Sheet:
         Column("predicted", "memory", meaning="peak, from accounting"),
         Column("measured", "memory", meaning="peak, in a process of its own"),
         Column("error", "memory", meaning="predicted above (+) or below (-) measured"),
-        Column("predicted", "time", meaning="from accounting, after calibration"),
+        Column("predicted", "time", meaning="from short measurements or a stated rate"),
         Column("measured", "time", meaning="median of the timed rounds"),
         Column("error", "time", meaning="predicted above (+) or below (-) measured"),
         Column("per s", "tokens", meaning="~ where it follows from the predicted time"),
@@ -162,7 +162,7 @@ def _main_explanation(profile: Profile) -> str:
             " useful FLOPs in a second, against what the machine does in a large matrix product."
         )
     else:
-        told += " Nothing was measured: all figures are predictions."
+        told += " No line was measured: all figures are predictions."
     return told
 
 

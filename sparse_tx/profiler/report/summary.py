@@ -24,7 +24,8 @@ def sentences(profile: Profile) -> list[str]:
     if work is None:
         return ["There is nothing to report: no pattern and length was asked for."]
     found = _headlines(_rows_to_name(profile), profile)
-    return [*found, *_crossovers(profile), *_room(profile), *_accuracy(profile), *_gaps(profile)]
+    found += [*_crossovers(profile), *_room(profile), *_accuracy(profile)]
+    return [*found, *_caveats(profile), *_gaps(profile)]
 
 
 def _rows_to_name(profile: Profile) -> list[Row]:
@@ -82,8 +83,6 @@ def _times_as_long(row: Row, dense: Row) -> str:
 def _subject(row: Row) -> str:
     tokens = counted(row.setting.model.seq_len, "token")
     batch = row.setting.training.batch_size
-    if row.setting.work == "train":
-        batch *= row.setting.training.accumulation
     if batch > 1:
         tokens = f"{count_text(batch)} x {tokens}"
     return {
@@ -141,8 +140,8 @@ def _crossovers(profile: Profile) -> list[str]:
         if (crossing.work, crossing.quantity) != (work, "seconds") or crossing.length is None:
             continue
         where = f"from {count_text(crossing.length)} tokens on"
-        if crossing.how == "extrapolated":
-            where = f"from about {count_text(crossing.length)} tokens on (extrapolated)"
+        if crossing.how in ("extrapolated", "predicted"):
+            where = f"from about {count_text(crossing.length)} tokens on ({crossing.how})"
         if crossing.how == "below":
             where = f"at {count_text(crossing.length)} tokens already"
         recompute = " (recomputed)" if crossing.recompute else ""
@@ -158,12 +157,12 @@ def _room(profile: Profile) -> list[str]:
     for fit in profile.fits:
         if fit.largest != "seq_len" or not fit.value:
             continue
-        confirmed = ""
-        if fit.confirmation and not fit.confirmation.failure and fit.near is not None:
-            confirmed = f"; a run at {count_text(fit.near)} confirmed it"
+        confirmed, held = "", facts.peak_of_run(fit)
+        if held is not None and fit.near is not None:
+            confirmed = f"; a run at {count_text(fit.near)} took {bytes_text(held)}"
         recompute = " and recomputation" if fit.setting.model.recompute else ""
         found.append(
-            f"{bytes_text(fit.memory_bytes)} of memory have room for"
+            f"By prediction, {bytes_text(fit.memory_bytes)} of memory have room for"
             f" {one(fit.setting.work)} of {count_text(fit.value)} tokens with"
             f" {fit.setting.label}{recompute}{confirmed}."
         )
@@ -195,10 +194,17 @@ def _accuracy(profile: Profile) -> list[str]:
     return said
 
 
+def _caveats(profile: Profile) -> list[str]:
+    """What accounting does not know."""
+    if any(row.setting.training.precision != "fp32" for row in profile.rows):
+        return ["Memory is predicted for float32, and computing in bf16 takes less of it."]
+    return []
+
+
 def _gaps(profile: Profile) -> list[str]:
     """What failed and what was not measured, in numbers; the tables name each."""
     if not facts.anything_measured(profile):
-        return ["Nothing was measured: all figures are predictions."]
+        return ["None of these settings was measured: all figures are predictions."]
     total = len(profile.rows)
     failed = sum(facts.failure(row) is not None for row in profile.rows)
     skipped = sum(row.measurement is None for row in profile.rows)
