@@ -31,7 +31,7 @@ times from a short calibration on this machine, and with --measure all of it mea
 
 _PRESET = "cpu"
 # Without --seq_lens: so many times the model's own length.
-_LENGTHS = (1, 8, 64)
+_LENGTHS = (1, 4, 16, 64)
 # More in one step are no batch of any machine, and take minutes to count.
 _MOST_TOKENS = 1 << 34
 _RECOMPUTE = {"as-preset": None, "no": (False,), "yes": (True,), "both": (False, True)}
@@ -53,7 +53,7 @@ def _parser() -> CommandParser:
     add(
         "--seq_lens",
         type=str,
-        help="Such as 1024,64k or 1024..1M*4 (1, 8 and 64 times the model's).",
+        help="Such as 1024,64k or 1024..1M*4 (1, 4, 16 and 64 times the model's).",
     )
     add(
         "--patterns",
@@ -61,11 +61,22 @@ def _parser() -> CommandParser:
         help="Such as 'dense;local:128,strided:128'; the word sqrt is the root of the length, as in"
         " 'local:sqrt,strided:sqrt' (dense and the model's own).",
     )
-    add("--work", type=str, default="train", help=f"One or more of {', '.join(WORKS)}.")
-    add("--recompute", type=Literal[tuple(_RECOMPUTE)], default="as-preset")
+    add(
+        "--work",
+        type=str,
+        default="train",
+        help="What is done once, one or more of: attention (of one layer, forward and backward),"
+        " forward (the loss), train (a step), prefill (a prompt), decode (one further token).",
+    )
+    add(
+        "--recompute",
+        type=Literal[tuple(_RECOMPUTE)],
+        default="as-preset",
+        help="Whether training computes blocks again in the backward pass instead of keeping them.",
+    )
     add("--batch_size", type=int, help="Sequences at a time (as the preset).")
     add("--engine", type=str, default="auto", help="Attention engine: auto, views, cpu, ...")
-    add("--device", type=Literal["auto", "cpu", "cuda"], default="auto")
+    add("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="Where to compute.")
     add("--precision", type=Literal["fp32", "bf16"], help="bf16: for GPUs (as the preset).")
     add("--measure", action="store_true", help="Also measure, in fresh processes.")
     add("--rounds", type=int, default=3, help="Timed rounds of each measurement.")
@@ -89,6 +100,8 @@ def _profile(argv: list[str]) -> int:
     _check_size(model, training, lengths)
     default = f"dense;{model.pattern}"
     labels = parse_patterns(default if args.patterns is None else args.patterns, lengths=lengths)
+    if args.reach is not None:
+        at_length("dense", args.reach)
     if args.reach is not None and set(labels) == {"dense"}:
         raise UserError(
             f"--reach {args.reach} compares patterns with dense attention, and --patterns names"
@@ -97,8 +110,6 @@ def _profile(argv: list[str]) -> int:
     memory, works = _memory(args), _works(args.work)
     if args.tokens is not None and "train" not in works:
         raise UserError("--tokens asks what training costs; add train to --work, or leave it out")
-    if args.reach is not None:
-        at_length("dense", args.reach)
     recompute = _RECOMPUTE[args.recompute] or (model.recompute,)
     settings = tuple(
         Setting(

@@ -46,6 +46,6 @@ def write_report(profile: Profile, folder: str | Path) -> dict[str, Path]:
     except OSError as error:
         raise UserError(
             f"cannot write the report to '{folder}': {error.strerror or error}; name a folder that"
-            " may be written to"
+            " may be written to and has room"
         ) from error
     return written

@@ -171,7 +171,7 @@ def _values_of(reach: Reach) -> str:
         return UNKNOWN
     if reach.measured:
         return "measured"
-    return "counted" if reach.quantity == "useful_flops" else "predicted"
+    return "counted" if reach.quantity in ("useful_flops", "weights_bytes") else "predicted"
 
 
 def fits_sheet(profile: Profile) -> Sheet:
@@ -295,7 +295,8 @@ def cache_sheet(profile: Profile) -> Sheet:
         explanation=(
             "What generation must hold after that many tokens, since some later token will read"
             " it, and what the step of the last token reads. A strided pattern stores everything"
-            " and reads little of it at a time."
+            " and reads little of it at a time. That is what the patterns allow: sampling keeps no"
+            " cache yet, and goes over the whole text for every token."
         ),
         columns=(*key_columns(profile), Column("stored"), Column("read by a step")),
         rows=tuple(rows),
