@@ -49,7 +49,7 @@ def find_fits(
             found.append(_widest(setting, memory_bytes, baseline))
     if not confirm:
         return tuple(found)
-    fitting = [fit.setting for fit in found if fit.value]
+    fitting = [_one_sequence(fit.setting) for fit in found if fit.value]
     forecast = calibrated(fitting, laboratory, ceilings_of(settings[0]))
     laboratory.watcher.on_plan("confirming", len(found))
     return tuple(_confirmed(fit, forecast, laboratory) for fit in found)
@@ -91,11 +91,19 @@ def _widest(setting: Setting, memory: int, baseline: int) -> Fit:
     )
 
 
+def _one_sequence(setting: Setting) -> Setting:
+    """The setting with a batch of one, whose time tells that of larger ones well enough."""
+    return at(setting, setting.model.seq_len, batch=1)
+
+
 def _confirmed(fit: Fit, forecast: Forecast, laboratory: Laboratory) -> Fit:
     setting = fit.setting
     if not fit.value:
         return replace(fit, not_confirmed="nothing fits")
-    prediction = predict(setting, engine_of(setting), seconds=forecast.seconds(setting))
+    seconds = forecast.seconds(_one_sequence(setting))
+    if seconds is not None:
+        seconds *= setting.training.batch_size
+    prediction = predict(setting, engine_of(setting), seconds=seconds)
     if reason := laboratory.why_not(setting, prediction):
         return replace(fit, not_confirmed=reason)
     measurement = laboratory.measure(setting, ("peak",))
