@@ -74,7 +74,7 @@ class Laboratory:
             return (
                 f"would take {prediction.peak_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
             )
-        seconds = prediction.seconds or 0.0
-        if _SPARE * _RUNS.get(setting.work, 1) * seconds > self.limit_s:
-            return f"would take about {seconds:,.0f} s, beyond the limit of {self.limit_s:g} s"
+        seconds = _SPARE * _RUNS.get(setting.work, 1) * (prediction.seconds or 0.0)
+        if seconds > self.limit_s:
+            return f"would take up to {seconds:,.0f} s, beyond the limit of {self.limit_s:g} s"
         return ""
