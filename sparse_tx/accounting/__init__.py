@@ -18,7 +18,7 @@ from sparse_tx.accounting.flops import (
     nominal_flops,
     useful_flops,
 )
-from sparse_tx.accounting.forward_pass import Workspace
+from sparse_tx.accounting.forward_pass import INPUTS, Workspace
 from sparse_tx.accounting.heads import PerHead, attended_pairs
 from sparse_tx.accounting.memory import CacheBytes, TrainingState, cache_bytes, training_state
 from sparse_tx.accounting.parameters import Parameters, count_parameters
@@ -26,6 +26,7 @@ from sparse_tx.accounting.tiles import Tiling, tiles_in_columns, tiles_in_place
 from sparse_tx.accounting.training import TrainingCost, training_cost
 
 __all__ = [
+    "INPUTS",
     "CacheBytes",
     "Flops",
     "Parameters",

@@ -7,8 +7,8 @@ from sparse_tx.accounting.forward_pass import (
     ACTIVATION_GRADIENTS,
     ATTENTION,
     FLOAT,
+    INPUTS,
     INT64,
-    QKV,
     TOKENS,
     WORKSPACE,
     ForwardPass,
@@ -83,6 +83,8 @@ def inference_peak(
 ) -> PeakMemory:
     """Count the most bytes that a forward pass without gradients holds, in float32.
 
+    It is the first one of its length: rotary turns are computed in it.
+
     Args:
         model: the model.
         T: tokens of a sequence; ``model.seq_len`` when not given.
@@ -97,6 +99,7 @@ def inference_peak(
     run.ledger.take("weights", sum(w.parameters for w in list_weights(model)) * FLOAT)
     run.ledger.take(TOKENS, 2 * run.N * INT64)  # with targets, or with the start symbol before
     run.rotary_table()
+    run.table_is_new = True
     before = run.ledger.taken_large
     run.forward(keep=False, last_only=last_only)
     return PeakMemory(parts=run.ledger.at_peak, fresh_bytes=run.ledger.taken_large - before)
@@ -119,8 +122,8 @@ def attention_peak(
     run = ForwardPass(model, T, batch, workspaces)
     C, Q = model.n_embd, model.qk_width
     copied = model.qk_norm or model.position == "rope"
-    run.rows(QKV, 2 * Q + C + (2 * Q if copied else 0))
+    run.rows(INPUTS, 2 * Q + C + (2 * Q if copied else 0) + C)  # with the gradient of the output
     run.rows(ATTENTION, C + model.n_head)
-    run.rows(ACTIVATION_GRADIENTS, 2 * C + 2 * Q + model.n_head)
+    run.rows(ACTIVATION_GRADIENTS, C + 2 * Q + model.n_head)
     run.ledger.take(WORKSPACE, max(workspace.backward for workspace in run.workspaces))
     return PeakMemory(parts=run.ledger.at_peak)

@@ -28,6 +28,8 @@ LOSS = "head and loss"
 ACTIVATION_GRADIENTS = "gradients of activations"
 WEIGHT_GRADIENTS = "gradients of weights"
 WORKSPACE = "workspace of the attention engine"
+ROTARY_TABLE = "rotary table"
+INPUTS = "inputs of attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class ForwardPass:
         self.N = batch * self.T
         self.workspaces = workspaces or (Workspace(),)
         self.ledger = Ledger()
+        self.table_is_new = False  # whether rotary turns are yet to be computed
         self.give = self.ledger.give
         self.piece = min(self.N, batch * max(1, config.chunk // batch))  # of the feed-forward
         self.in_pieces = config.chunk < self.N
@@ -70,7 +73,9 @@ class ForwardPass:
         """The turns of rotary positions, kept from pass to pass for lengths up to a power of 2."""
         if self.config.position == "rope":
             head_dim = self.config.qk_width // self.config.n_head
-            self.ledger.take("rotary table", (1 << (self.T - 1).bit_length()) * head_dim * FLOAT)
+            self.table = self.ledger.take(
+                ROTARY_TABLE, (1 << (self.T - 1).bit_length()) * head_dim * FLOAT
+            )
 
     def forward(self, *, keep: bool, last_only: bool = False) -> tuple[list, list, list]:
         """Embeddings, blocks, final norm and loss.
@@ -196,6 +201,9 @@ class ForwardPass:
                 self.give(kept["qk stats"])
             held.append("qk")
         if config.position == "rope":
+            if self.table_is_new:  # made of angles and complex numbers in float64, 3 times as large
+                self.give(self.ledger.take(ROTARY_TABLE, 3 * self.table.size))
+                self.table_is_new = False
             rotated = self.rows(QKV, 2 * Q)
             if config.qk_norm:
                 self.give(kept["qk"])

@@ -131,8 +131,6 @@ def _profile(argv: list[str]) -> int:
         settings=settings,
         measured=args.measure,
         flops_per_s=args.flops_per_s,
-        rounds=args.rounds,
-        limit_s=args.limit_s,
         training_tokens=args.tokens and max(1, round(args.tokens)),
     )
     log = MeasurementLog(_folder(args.out) / _LOG) if args.out else None

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 
+from sparse_tx.accounting import INPUTS, attention_peak
 from sparse_tx.patterns.algebra import LARGEST
 from sparse_tx.profiler.laboratory import Laboratory
 from sparse_tx.profiler.predict import bytes_within, pairs_of_work, work_flops
@@ -96,12 +97,8 @@ def _longest_within(setting: Setting, engine: str, budget: int) -> int:
 
 
 def _input_bytes(setting: Setting) -> int:
-    """Queries, keys, values and the gradient of the output, as ``attention_peak`` counts them."""
-    model = setting.model
-    width = 2 * model.qk_width + 2 * model.n_embd
-    if model.qk_norm or model.position == "rope":
-        width += 2 * model.qk_width  # the projection that norms or rotations started from
-    return 4 * width * setting.training.batch_size * model.seq_len
+    """Queries, keys, values and the gradient of the output."""
+    return attention_peak(setting.model, batch=setting.training.batch_size).parts[INPUTS]
 
 
 def _by_time(setting: Setting, dense: Setting, first: int, laboratory: Laboratory) -> Reach:

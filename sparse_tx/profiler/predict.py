@@ -1,4 +1,4 @@
-"""What accounting says of a setting: pairs, FLOPs, bytes. No tensor is made."""
+"""What accounting says of a setting: pairs, FLOPs, bytes."""
 
 from dataclasses import replace
 from functools import lru_cache

@@ -1,14 +1,16 @@
 """What memory has room for: the longest sequence and the largest batch, confirmed by running it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Literal
 
 from sparse_tx.errors import UserError
-from sparse_tx.profiler.fit import largest_batch, largest_length
+from sparse_tx.patterns.algebra import LARGEST
 from sparse_tx.profiler.forecast import Forecast, calibrated, ceilings_of
 from sparse_tx.profiler.laboratory import Laboratory
 from sparse_tx.profiler.predict import bytes_within, predict, predict_peak
 from sparse_tx.profiler.records import Fit, Setting
+from sparse_tx.profiler.search import largest_within
 from sparse_tx.profiler.settings import at, engine_of
 
 # Beyond this, a batch is no longer a matter of memory.
@@ -64,37 +66,31 @@ def _room(memory: int, baseline: int) -> int:
 
 
 def _longest(setting: Setting, memory: int, baseline: int) -> Fit:
-    engine, room = engine_of(setting), _room(memory, baseline)
-
-    def peak(T: int) -> int:
-        return bytes_within(at(setting, T), engine, room)
-
-    T = largest_length(peak, room)
-    found = at(setting, max(1, T))
-    return Fit(
-        setting=found,
-        memory_bytes=memory,
-        baseline_bytes=baseline,
-        largest="seq_len",
-        value=T,
-        peak_bytes=baseline + predict_peak(found, engine).total,
-    )
+    return _largest("seq_len", lambda T: at(setting, T), LARGEST, memory, baseline)
 
 
 def _widest(setting: Setting, memory: int, baseline: int) -> Fit:
-    engine, T, room = engine_of(setting), setting.model.seq_len, _room(memory, baseline)
+    T = setting.model.seq_len
+    return _largest("batch_size", lambda n: at(setting, T, n), _MOST_SEQUENCES, memory, baseline)
 
-    def peak(batch: int) -> int:
-        return bytes_within(at(setting, T, batch), engine, room)
 
-    batch = largest_batch(peak, room, most=_MOST_SEQUENCES)
-    found = at(setting, T, max(1, batch))
+def _largest(
+    what: Literal["seq_len", "batch_size"],
+    sized: Callable[[int], Setting],
+    most: int,
+    memory: int,
+    baseline: int,
+) -> Fit:
+    """The largest length or batch, of those that ``sized`` makes settings of, with room for it."""
+    engine, room = engine_of(sized(1)), _room(memory, baseline)
+    value = largest_within(lambda n: bytes_within(sized(n), engine, room), room, most=most)
+    found = sized(max(1, value))
     return Fit(
         setting=found,
         memory_bytes=memory,
         baseline_bytes=baseline,
-        largest="batch_size",
-        value=batch,
+        largest=what,
+        value=value,
         peak_bytes=baseline + predict_peak(found, engine).total,
     )
 

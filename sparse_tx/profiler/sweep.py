@@ -21,8 +21,6 @@ class Question:
         settings: what costs are asked for, in the order of the report.
         measured: whether each of them is measured, as far as time and memory allow.
         flops_per_s: the rate that times are predicted at; None to calibrate by short measurements.
-        rounds: that are timed of each measurement.
-        limit_s: seconds that one process of a measurement may take.
         training_tokens: of a training run whose total cost is wanted.
     """
 
@@ -30,8 +28,6 @@ class Question:
     settings: tuple[Setting, ...]
     measured: bool = False
     flops_per_s: float | None = None
-    rounds: int = 3
-    limit_s: float = 60.0
     training_tokens: int | None = None
 
 
