@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sparse_tx.config import RunConfig, preset_text
 from sparse_tx.model import GPT
-from sparse_tx.training.optimiser import make_optimisers
+from sparse_tx.training.optimiser import clip_gradients, make_optimisers
 
 # Operators by what they are for; the optimiser's and the attention's own are counted as those.
 KINDS = {
@@ -50,7 +50,7 @@ class Step:
         """Take one step; returns its seconds."""
         begin = time.perf_counter()
         self.model.loss(self.tokens, self.tokens).div(self.tokens.numel()).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        clip_gradients(self.model, 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
         self.model.zero_grad(set_to_none=True)

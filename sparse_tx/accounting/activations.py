@@ -70,6 +70,7 @@ def training_peak(
     run.backward(*run.forward(keep=True))
     if training.optimiser == "muon":
         run.muon_step()
+    run.lookups_step()
     return PeakMemory(parts=run.ledger.at_peak, fresh_bytes=run.ledger.taken_large - before)
 
 

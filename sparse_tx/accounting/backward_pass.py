@@ -5,6 +5,7 @@ from math import prod
 from sparse_tx.accounting.forward_pass import (
     ACTIVATION_GRADIENTS,
     FLOAT,
+    INT64,
     RESIDUAL,
     WEIGHT_GRADIENTS,
     WORKSPACE,
@@ -30,6 +31,8 @@ class TrainingPass(ForwardPass):
             if config.recompute:
                 kept |= self.recompute_block(number)
             gradient = self.block_backward(number, kept, gradient)
+        if rows := self.N * config.lookups_per_token:  # a sparse gradient: rows and their places
+            self.ledger.take(WEIGHT_GRADIENTS, rows * (C * FLOAT + INT64))
         for weights in list_weights(config):
             if not weights.in_block and weights.part in ("embeddings", "positions"):
                 self.weights(WEIGHT_GRADIENTS, weights.parameters)
@@ -218,3 +221,9 @@ class TrainingPass(ForwardPass):
             self.give(*before)
             before = [self.weights("workspace of the optimiser", whole)]
         self.give(*before)
+
+    def lookups_step(self) -> None:
+        """Row-wise Adagrad: rows that were read twice are summed, which of random text few are."""
+        if rows := self.N * self.config.lookups_per_token:
+            width = 2 * self.config.n_embd * FLOAT + INT64
+            self.give(self.ledger.take("workspace of the optimiser", rows * width))

@@ -109,7 +109,7 @@ class ForwardPass:
         return indices, kept_blocks, [*gradients, x, *of_norm]
 
     def embed(self, keep: bool) -> tuple[Held, list[Held]]:
-        """Token embeddings, those of earlier tokens, and tables of positions."""
+        """Token embeddings, those of earlier tokens, look-ups, and tables of positions."""
         C = self.config.n_embd
         x, indices = self.rows(RESIDUAL, C), []
         for back in range(1, self.config.recent_tokens):
@@ -120,6 +120,16 @@ class ForwardPass:
             indices.append(padded)
             if not keep and len(indices) > 1:
                 self.give(indices.pop(0))  # one is held until the pass is over
+        if per_token := self.config.lookups_per_token:
+            # The rows, and three numbers for each token that make bags of them.
+            rows = self.ledger.take(TOKENS, self.N * (per_token + 3) * INT64)
+            added, new = self.rows(RESIDUAL, C), self.rows(RESIDUAL, C)
+            self.give(added, x)
+            x = new
+            if keep:
+                indices.append(rows)
+            else:
+                self.give(rows)
         axes = {"grid": self.config.grid, "table": (self.config.seq_len,)}
         if axes := axes.get(self.config.position, ()):
             place = self.ledger.take(TOKENS, self.T * INT64)

@@ -20,6 +20,8 @@ class TrainingState:
         gradients: one number for each parameter.
         adamw: two moments for each of its parameters, and a counter of steps for each tensor.
         muon: one momentum for each of its parameters.
+        adagrad: one sum for each row of the table of look-ups, whose gradient is not in
+            ``gradients``: it has rows for the text's own n-grams only.
         average: the moving average of the weights.
     """
 
@@ -27,12 +29,13 @@ class TrainingState:
     gradients: int
     adamw: int
     muon: int
+    adagrad: int
     average: int
 
     @property
     def optimiser(self) -> int:
-        """State of both optimisers."""
-        return self.adamw + self.muon
+        """State of all optimisers."""
+        return self.adamw + self.muon + self.adagrad
 
     @property
     def total(self) -> int:
@@ -42,18 +45,23 @@ class TrainingState:
 
 def training_state(model: ModelConfig, training: TrainingConfig) -> TrainingState:
     """Count the bytes that training ``model`` keeps from step to step, activations aside."""
-    parameters = adamw = muon = 0
+    parameters = dense = adamw = muon = adagrad = 0
     for weights in list_weights(model):
         parameters += weights.parameters
+        if weights.part == "lookups":
+            adagrad += weights.shape[0] * _FLOAT32
+            continue
+        dense += weights.parameters
         if training.optimiser == "muon" and weights.in_block and len(weights.shape) == 2:
             muon += weights.parameters * _FLOAT32
         else:
             adamw += weights.copies * (2 * prod(weights.shape) + 1) * _FLOAT32
     return TrainingState(
         weights=parameters * _FLOAT32,
-        gradients=parameters * _FLOAT32,
+        gradients=dense * _FLOAT32,
         adamw=adamw,
         muon=muon,
+        adagrad=adagrad,
         average=parameters * _FLOAT32 if training.ema else 0,
     )
 

@@ -35,6 +35,7 @@ class Parameters:
 
     Attributes:
         embeddings: token tables, with a row for the start symbol.
+        lookups: the table of n-grams and recall.
         positions: learned tables of positions.
         norms: scales and shifts of all normalisations.
         qkv: the projection to queries, keys and values.
@@ -44,6 +45,7 @@ class Parameters:
     """
 
     embeddings: int
+    lookups: int
     positions: int
     norms: int
     qkv: int
@@ -74,6 +76,8 @@ def list_weights(config: ModelConfig) -> Iterator[Weights]:
     """Yield the model's parameter tensors, equal ones together, roughly in the model's order."""
     C, L = config.n_embd, config.n_layer
     yield Weights("embeddings", (config.vocab_size + 1, C), config.recent_tokens, False)
+    if config.lookup_rows:
+        yield Weights("lookups", (config.lookup_rows, C), 1, False)
     axes = {"grid": config.grid, "table": (config.seq_len,)}.get(config.position, ())
     for size in axes:
         yield Weights("positions", (size, C), 1, False)

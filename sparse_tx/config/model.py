@@ -7,6 +7,9 @@ from typing import Literal
 from sparse_tx.errors import UserError
 from sparse_tx.patterns import BlockLocal, Stack, Strided, Summary, parse_pattern
 
+# Lengths of a recalled match that have embeddings of their own; longer ones share the last.
+RECALL_LENGTHS = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -46,6 +49,14 @@ class ModelConfig:
     recent_tokens: int = 1
     """Tokens whose embeddings make up an input, each from its own table: the latest alone as in the
     paper, or some before it too, which gives the first layer its n-grams without attention."""
+    ngrams: tuple[int, ...] = ()
+    """Lengths of n-grams whose embeddings are added to an input, such as 2,3,4: hashed into tables,
+    they cost memory but no products."""
+    ngram_rows: int = 65_536
+    """Rows of the table for the n-grams of one length; what hashes alike shares a row."""
+    recall: int = 0
+    """If not 0, the token that followed the last so many tokens when they stood in the window
+    before is looked up and its embedding added to the input, whatever the pattern."""
     tie_embeddings: bool = False
     """Whether the head uses the token embedding's weights."""
     init: Literal["paper", "paper-code", "zero-out"] = "paper"
@@ -70,6 +81,7 @@ class ModelConfig:
             "n_head",
             "n_embd",
             "recent_tokens",
+            "ngram_rows",
             "chunk",
         ):
             if getattr(self, name) < 1:
@@ -82,6 +94,13 @@ class ModelConfig:
                 )
         if self.ff_width < 1:
             raise UserError(f"n_ff is {self.n_ff}; it must be 1 or more")
+        if any(n < 1 for n in self.ngrams) or list(self.ngrams) != sorted(set(self.ngrams)):
+            raise UserError(
+                f"ngrams is {','.join(map(str, self.ngrams))}; give each length once, ascending,"
+                " such as 2,3,4"
+            )
+        if self.recall < 0:
+            raise UserError(f"recall is {self.recall}; it must be 0 (off) or more")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it is a probability from 0 to below 1")
         for layer in self.stack.layers:
@@ -113,6 +132,17 @@ class ModelConfig:
     def ff_width(self) -> int:
         """Width of the feed-forward's hidden layer."""
         return 4 * self.n_embd if self.n_ff is None else self.n_ff
+
+    @property
+    def lookup_rows(self) -> int:
+        """Rows of the table that n-grams and recall look up; 0 where there is none."""
+        recalled = 1 + RECALL_LENGTHS * (self.vocab_size + 1) if self.recall else 0
+        return len(self.ngrams) * self.ngram_rows + recalled
+
+    @property
+    def lookups_per_token(self) -> int:
+        """Rows of that table that a token reads."""
+        return len(self.ngrams) + (self.recall > 0)
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -36,6 +36,9 @@ class TrainingConfig:
     """Wall-clock minutes that the whole command may take, last evaluation and sample included."""
     batch_size: int = 1
     """Windows of seq_len tokens per forward pass."""
+    length_warmup: str = ""
+    """Shorter windows at first, such as 256:0.3,1024:0.6: of 256 tokens for the first 0.3 of the
+    run, of 1,024 until 0.6 of it. A step has as many tokens as later."""
     accumulation: int = 1
     """Forward passes per optimiser step."""
     optimiser: Literal["adamw", "muon"] = "adamw"
@@ -44,6 +47,8 @@ class TrainingConfig:
     """Peak learning rate of AdamW."""
     matrix_lr: float = 0.02
     """Peak learning rate of Muon."""
+    table_lr: float = 0.2
+    """Peak learning rate of the rows that n-grams and recall look up, by row-wise Adagrad."""
     final_lr_share: float = 0.0
     """Share of the peak learning rate at which the schedule ends."""
     warmup_steps: int = 100
@@ -83,7 +88,8 @@ class TrainingConfig:
 
     def __post_init__(self):
         positive = (
-            "batch_size accumulation lr matrix_lr clip eval_every save_every keep_last log_every"
+            "batch_size accumulation lr matrix_lr table_lr clip eval_every save_every keep_last"
+            " log_every"
         )
         for name in positive.split():
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
@@ -96,8 +102,30 @@ class TrainingConfig:
         _require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         _require(0 <= self.final_lr_share <= 1, "final_lr_share", self.final_lr_share, "0 to 1")
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "from 0 to below 1")
+        self.stages  # read here, so that a mistake in it is an error at once
         if self.max_steps is None and self.max_minutes is None:
             raise UserError("a run needs an end: give max_steps, max_minutes or both")
+
+    @property
+    def stages(self) -> tuple[tuple[int, float], ...]:
+        """The parsed ``length_warmup``: lengths, and the share of the run at which each ends."""
+        pieces = [piece.split(":") for piece in self.length_warmup.split(",") if piece.strip()]
+        try:
+            stages = tuple((int(length), float(until)) for length, until in pieces)
+        except ValueError:
+            raise UserError(
+                f"length_warmup is '{self.length_warmup}'; write LENGTH:SHARE,... such as"
+                " 256:0.3,1024:0.6"
+            ) from None
+        ends = [until for _, until in stages]
+        if ends != sorted(set(ends)) or any(not 0 < end <= 1 for end in ends):
+            raise UserError(
+                f"length_warmup is '{self.length_warmup}': the shares of the run at which lengths"
+                " end must ascend, above 0 and up to 1"
+            )
+        if any(length < 1 for length, _ in stages):
+            raise UserError(f"length_warmup is '{self.length_warmup}'; lengths are 1 or more")
+        return stages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """From bytes to batches: text sources, tokenizers, prepared corpora and resumable loaders."""
 
 from sparse_tx.data.corpus import Corpus, prepare_corpus
-from sparse_tx.data.loader import WindowLoader
+from sparse_tx.data.loader import StagedLoader
 from sparse_tx.data.sources import Source, open_source
 from sparse_tx.data.tokenizers import (
     BPETokenizer,
@@ -18,8 +18,8 @@ __all__ = [
     "CharTokenizer",
     "Corpus",
     "Source",
+    "StagedLoader",
     "Tokenizer",
-    "WindowLoader",
     "load_tokenizer",
     "open_source",
     "prepare_corpus",

@@ -113,3 +113,83 @@ class WindowLoader:
         self._epoch, self._index = epoch, 0
         self._offset = int(generator.integers(remainder + 1))
         self._order = generator.permutation(self.windows_per_epoch)
+
+
+class StagedLoader:
+    """Windows that grow as a run goes on; every batch has as many tokens as any other.
+
+    Short windows of many texts teach what stands nearby sooner than long ones of few texts do. Each
+    length is a ``WindowLoader`` of its own, so that no window is met twice before all windows of
+    its length were.
+
+    Args:
+        tokens, seed, start_token: as of ``WindowLoader``.
+        seq_len: tokens of a window after all stages.
+        batch_size: such windows of a batch.
+        stages: lengths of shorter windows, and the share of the run at which each ends, ascending.
+
+    Raises:
+        UserError: as of ``WindowLoader``; a batch cannot be cut into a stage's windows.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        start_token: int,
+        stages: tuple[tuple[int, float], ...] = (),
+    ):
+        self._ends = (*(until for _, until in stages), float("inf"))
+        self._loaders = []
+        for length in (*(length for length, _ in stages), seq_len):
+            if length > seq_len or batch_size * seq_len % length:
+                raise UserError(
+                    f"a batch of {batch_size} x {seq_len:,} tokens cannot be cut into windows of"
+                    f" {length:,}; take a length that divides it and is at most {seq_len:,}"
+                )
+            self._loaders.append(
+                WindowLoader(
+                    tokens,
+                    seq_len=length,
+                    batch_size=batch_size * seq_len // length,
+                    seed=seed,
+                    start_token=start_token,
+                )
+            )
+
+    @property
+    def epoch(self) -> float:
+        """How many times as many tokens have been given out as there are, over all lengths."""
+        return sum(loader.epoch for loader in self._loaders)
+
+    def next_batch(self, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give out the next windows of the stage that ``progress``, from 0 to 1, falls into.
+
+        Returns:
+            inputs and targets, each (windows, tokens) int64 on the CPU.
+        """
+        now = next(n for n, end in enumerate(self._ends) if progress < end)
+        return self._loaders[now].next_batch()
+
+    def state_dict(self) -> dict:
+        """Where the loaders stand: the last one's state, and ``shorter``, those of the stages."""
+        *shorter, last = (loader.state_dict() for loader in self._loaders)
+        return last | {"shorter": shorter}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where the loader that gave ``state`` stood.
+
+        Raises:
+            UserError: as of ``WindowLoader``; ``state`` is of other stages.
+        """
+        shorter = state.get("shorter", [])
+        if len(shorter) != len(self._loaders) - 1:
+            raise UserError(
+                f"the saved place in the data has {len(shorter)} lengths of shorter windows and"
+                f" this run has {len(self._loaders) - 1}; resume with the same length_warmup"
+            )
+        for loader, saved in zip(self._loaders, (*shorter, state), strict=True):
+            loader.load_state_dict(saved)

@@ -9,6 +9,7 @@ from sparse_tx.attention import check_engine_name, resolve_engine
 from sparse_tx.config import ModelConfig
 from sparse_tx.errors import UserError
 from sparse_tx.model.block import Block, make_norm
+from sparse_tx.model.lookups import Lookups
 from sparse_tx.model.loss import chunked_cross_entropy
 from sparse_tx.model.positions import PositionTables
 
@@ -29,6 +30,7 @@ class GPT(nn.Module):
             nn.Embedding(config.vocab_size + 1, config.n_embd)
             for _ in range(config.recent_tokens - 1)
         )
+        self.lookups = Lookups(config) if config.lookup_rows else None
         self.positions = {
             "grid": lambda: PositionTables(config.grid, config.n_embd),
             "table": lambda: PositionTables((config.seq_len,), config.n_embd),
@@ -120,6 +122,8 @@ class GPT(nn.Module):
         for back, embedding in enumerate(self.earlier_embeddings, start=1):
             earlier = F.pad(tokens, (back, 0), value=self.start_token)[:, :T]
             x = x + embedding(earlier)
+        if self.lookups is not None:
+            x = x + self.lookups(tokens)
         if self.positions is not None:
             x = x + self.positions(T)
         for block in self.blocks:

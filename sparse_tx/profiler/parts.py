@@ -75,8 +75,7 @@ def _clocks_in(model: GPT, clocks: _Clocks) -> Iterator[None]:
     """Let the modules of a model tell ``clocks`` of themselves for a while."""
     hooks = _Hooks(clocks)
     embeddings = [model.token_embedding, *model.earlier_embeddings]
-    if model.positions is not None:
-        embeddings.append(model.positions)
+    embeddings += [part for part in (model.lookups, model.positions) if part is not None]
     for embedding in embeddings:
         hooks.on(embedding, "token_embedding")
     for block in model.blocks:

@@ -18,7 +18,7 @@ from sparse_tx.generation import RecomputeDecoder
 from sparse_tx.model import GPT
 from sparse_tx.profiler.records import Setting, Work
 from sparse_tx.training.averaging import WeightAverage
-from sparse_tx.training.optimiser import make_optimisers
+from sparse_tx.training.optimiser import clip_gradients, make_optimisers
 
 # What a small version reads: enough for every engine to start its threads.
 _SMALL_LEN = 300
@@ -164,7 +164,7 @@ class TrainWork(_ModelWork):
         (loss / self.tokens.numel()).backward()
         loss.item()
         enter("optimiser")
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
+        clip_gradients(self.model, self.recipe.clip)
         for optimiser in self.optimisers:
             optimiser.step()
         self.model.zero_grad(set_to_none=True)

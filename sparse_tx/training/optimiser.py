@@ -5,17 +5,20 @@ from torch import nn
 
 from sparse_tx.config import TrainingConfig
 from sparse_tx.training.muon import Muon
+from sparse_tx.training.row_adagrad import RowAdagrad
 
 
 def make_optimisers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019) over all parameters, or Muon for the blocks' matrices.
 
-    Embeddings, norms and biases are not decayed: their scale is their meaning, or is undone by the
+    A table of look-ups, of which a step changes few rows, has its own optimiser. Embeddings, norms and biases are not decayed: their scale is their meaning, or is undone by the
     normalisation that follows. Each parameter group keeps its peak learning rate as ``peak_lr``.
     """
-    matrices, tables, others = [], [], []
+    matrices, tables, others, lookups = [], [], [], []
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2 or "embedding" in name or "positions" in name:
+        if name.startswith("lookups."):
+            lookups.append(parameter)
+        elif parameter.dim() < 2 or "embedding" in name or "positions" in name:
             others.append(parameter)
         elif name.startswith("blocks."):
             matrices.append(parameter)
@@ -36,7 +39,20 @@ def make_optimisers(model: nn.Module, config: TrainingConfig) -> list[torch.opti
     ]
     if by_muon:
         optimisers.append(Muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay))
+    if lookups:
+        optimisers.append(RowAdagrad(lookups, lr=config.table_lr))
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["peak_lr"] = group["lr"]
     return optimisers
+
+
+def clip_gradients(model: nn.Module, largest: float) -> float:
+    """Scale all gradients down until their norm is at most ``largest``; returns what it was.
+
+    Sparse gradients are left out: row-wise Adagrad does not mind their scale. What makes them
+    non-finite makes those of the token embedding so too, to which the same sums go.
+    """
+    return nn.utils.clip_grad_norm_(
+        [p for p in model.parameters() if p.grad is not None and not p.grad.is_sparse], largest
+    ).item()

@@ -11,14 +11,14 @@ import torch
 
 from sparse_tx.checkpoint import Checkpoint, save_checkpoint
 from sparse_tx.config import RunConfig, SamplingConfig
-from sparse_tx.data import Corpus, WindowLoader
+from sparse_tx.data import Corpus, StagedLoader
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation import NotFinite, Score, score
 from sparse_tx.generation import generate
 from sparse_tx.model import GPT
 from sparse_tx.training.averaging import WeightAverage
 from sparse_tx.training.metrics import MetricsLog, peak_memory_bytes
-from sparse_tx.training.optimiser import make_optimisers
+from sparse_tx.training.optimiser import clip_gradients, make_optimisers
 from sparse_tx.training.schedule import share_of_peak
 
 # What is put aside of max_minutes for the end, beyond the measured length of its evaluation.
@@ -93,12 +93,13 @@ class Trainer:
         self.engine()  # one that cannot run is an error here, not in the first step
         self.optimisers = make_optimisers(self.model, self.recipe)
         self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
-        self.loader = WindowLoader(
+        self.loader = StagedLoader(
             corpus.train,
             seq_len=config.model.seq_len,
             batch_size=self.recipe.batch_size,
             seed=self.recipe.seed,
             start_token=self.model.start_token,
+            stages=self.recipe.stages,
         )
         self._byte_lengths = torch.from_numpy(corpus.tokenizer.token_bytes)
         self.step = self.tokens = 0
@@ -200,7 +201,8 @@ class Trainer:
     def take_step(self) -> float:
         """Take one optimiser step; returns its training loss in bits per byte."""
         begin = time.monotonic()
-        share = share_of_peak(self.recipe, self.step, self.progress)
+        progress = self.progress
+        share = share_of_peak(self.recipe, self.step, progress)
         self.lr = self.recipe.lr * share
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -208,7 +210,7 @@ class Trainer:
         self.model.train()
         nats, n_bytes, n_tokens = 0.0, 0, 0
         for _ in range(self.recipe.accumulation):
-            inputs, targets = self.loader.next_batch()  # (B, T) each
+            inputs, targets = self.loader.next_batch(progress)  # (B, T) each
             n_bytes += int(self._byte_lengths[targets].sum())
             n_tokens += targets.numel()
             with self._autocast():
@@ -218,7 +220,7 @@ class Trainer:
                 )
             (loss / (targets.numel() * self.recipe.accumulation)).backward()
             nats += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
+        norm = clip_gradients(self.model, self.recipe.clip)
         if not (abs(nats) < float("inf") and norm < float("inf")):
             raise UserError(
                 f"step {self.step + 1}: the loss is {nats / n_tokens:.4g} nats per token and the"

@@ -13,7 +13,7 @@ from sparse_tx.config import ModelConfig, TrainingConfig
 from sparse_tx.errors import UserError
 from sparse_tx.generation.decoders import RecomputeDecoder
 from sparse_tx.model import GPT
-from sparse_tx.training.optimiser import make_optimisers
+from sparse_tx.training.optimiser import clip_gradients, make_optimisers
 
 # What stays from step to step, so that it is no allocation of the step.
 KEPT = ("weights", "optimiser state", "averaged weights", "rotary table")
@@ -79,7 +79,7 @@ def step_peaks(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]
 
     def step():
         model.loss(tokens, targets).div(tokens.numel()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_gradients(model, 1.0)
         for optimiser in optimisers:
             optimiser.step()
         model.zero_grad(set_to_none=True)
@@ -104,6 +104,7 @@ def step_peaks(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]
         MODERN | dict(seq_len=3011, chunk=900),
         dict(activation="swiglu", seq_len=3011, chunk=900, dropout=0.1),
         MODERN | dict(pattern="fixed:31:5,dense", engine="views"),
+        MODERN | dict(ngrams=(2, 3, 5), ngram_rows=50_021, recall=2),
     ],
     ids=str,
 )

@@ -38,6 +38,9 @@ def model_configs(draw):
         qk_norm=draw(st.booleans()),
         position=draw(st.sampled_from(["grid", "table", "rope", "none"])),
         recent_tokens=draw(st.integers(1, 5)),
+        ngrams=draw(st.sampled_from([(), (2,), (1, 3)])),
+        ngram_rows=draw(st.integers(1, 40)),
+        recall=draw(st.integers(0, 3)),
         tie_embeddings=draw(st.booleans()),
     )
 
@@ -59,6 +62,7 @@ def test_equals_the_real_model(config):
 def test_parts_are_those_of_the_real_model(config):
     words = {
         "embedding": "embeddings",
+        "lookups": "lookups",
         "positions": "positions",
         "norm": "norms",
         "to_qkv": "qkv",

@@ -60,6 +60,11 @@ def test_impossible_models_get_a_sentence(settings, sentence):
         (dict(max_steps=5, batch_size=-1), "batch_size is -1"),
         (dict(max_steps=5, seed=2**63), "seed is 9223372036854775808; it must be below 2^63"),
         (dict(max_minutes=-1.0), "max_minutes is -1.0"),
+        (dict(max_steps=5, length_warmup="256"), "write LENGTH:SHARE"),
+        (dict(max_steps=5, length_warmup="256:0.5,512:0.2"), "must ascend"),
+        (dict(max_steps=5, length_warmup="256:1.5"), "up to 1"),
+        (dict(max_steps=5, length_warmup="0:0.5"), "lengths are 1 or more"),
+        (dict(max_steps=5, table_lr=0.0), "table_lr is 0.0"),
     ],
 )
 def test_impossible_trainings_get_a_sentence(settings, sentence):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_tx.data.loader import WindowLoader
+from sparse_tx.data.loader import StagedLoader, WindowLoader
 from sparse_tx.errors import UserError
 
 START = 999
@@ -126,3 +126,53 @@ def test_sizes_that_cannot_be():
             loader(**{name: 0})
     with pytest.raises(UserError, match="seed is -1; it must be 0"):
         loader(seed=-1)
+
+
+def staged(stages=((3, 0.25), (7, 0.5)), batch_size=2, seq_len=21) -> StagedLoader:
+    return StagedLoader(
+        np.arange(1009),
+        seq_len=seq_len,
+        batch_size=batch_size,
+        seed=3,
+        start_token=START,
+        stages=stages,
+    )
+
+
+def test_windows_grow_and_batches_keep_their_size():
+    data = staged()
+    shapes = [tuple(data.next_batch(progress)[0].shape) for progress in (0.0, 0.24, 0.25, 0.5, 1.0)]
+    assert shapes == [(14, 3), (14, 3), (6, 7), (2, 21), (2, 21)]
+
+
+def test_without_stages_it_is_the_plain_loader():
+    plain, data = loader(n_tokens=1009, seq_len=21, batch_size=2), staged(stages=())
+    for _ in range(60):
+        assert all(map(torch.equal, plain.next_batch(), data.next_batch(0.0)))
+
+
+def test_a_state_of_a_loader_without_stages_can_be_gone_on_with():
+    plain, data = loader(n_tokens=1009, seq_len=21, batch_size=2), staged(stages=())
+    plain.next_batch()
+    data.load_state_dict(plain.state_dict())
+    assert all(map(torch.equal, plain.next_batch(), data.next_batch(0.0)))
+
+
+def test_all_stages_resume_where_they_were():
+    data, other = staged(), staged()
+    for progress in (0.0, 0.1, 0.3, 0.4, 0.7):
+        data.next_batch(progress)
+    other.load_state_dict(data.state_dict())
+    for progress in (0.2, 0.4, 0.9):
+        assert all(map(torch.equal, data.next_batch(progress), other.next_batch(progress)))
+
+
+def test_a_state_of_other_stages_is_refused():
+    with pytest.raises(UserError, match="length_warmup"):
+        staged(stages=((3, 0.25),)).load_state_dict(staged().state_dict())
+
+
+@pytest.mark.parametrize("length", [4, 22, 42])
+def test_a_length_that_does_not_divide_a_batch_is_refused(length):
+    with pytest.raises(UserError, match=f"windows of {length}"):
+        staged(stages=((length, 0.5),))
