@@ -60,6 +60,8 @@ _FREE_ON_RESUME = {
     "matrix_lr",
     "warmup_steps",
     "clip",
+    "spike",
+    "max_bad_steps",
     "data",  # its content is compared, whatever it is called
     "eval_every",
     "save_every",
@@ -371,12 +373,13 @@ class _Display(Reporter):
             self.say(f"resumed after step {trainer.step}, from {trainer.last_checkpoint}")
 
     def on_step(self, step: int, progress: float, figures: dict[str, Any]) -> None:
-        bpb = figures["train_bpb"]
-        # The loss as other tools print it, in nats, beside the bits that models are compared by.
-        text = (
-            f"loss {bpb * log(2):.3f}  {bpb:.3f} bits/byte  step {step:,}"
-            f"  {figures['tokens_per_s']:,.0f} tokens/s"
-        )
+        bpb, skipped = figures["train_bpb"], figures["skipped_steps"]
+        text = f"step {step:,}  {figures['tokens_per_s']:,.0f} tokens/s"
+        if bpb is not None:  # as it is where all steps since the last line were skipped
+            # The loss as other tools print it, in nats, beside the bits that we compare models by.
+            text = f"loss {bpb * log(2):.3f}  {bpb:.3f} bits/byte  {text}"
+        if skipped:
+            text += f"  {skipped:,} skipped"
         self.progress.update(self.training, completed=progress, figures=text, visible=True)
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line > _SECONDS_BETWEEN_LINES:

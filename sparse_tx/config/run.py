@@ -56,6 +56,11 @@ class TrainingConfig:
     """Decoupled weight decay of matrices, per unit of learning rate."""
     clip: float = 1.0
     """Largest norm of the whole gradient."""
+    spike: float | None = 10.0
+    """Standard deviations above the running mean of the loss beyond which a step is a spike, and
+    is skipped; null for no such limit."""
+    max_bad_steps: int = 10
+    """Bad steps in a row (spikes, losses or gradients that are not finite) that end a run."""
     ema: float = 0.0
     """Decay of the moving average of weights that is evaluated and sampled; 0 for none."""
 
@@ -78,16 +83,17 @@ class TrainingConfig:
     """Of weights, data order and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: automatic mixed precision; for GPUs."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16: automatic mixed precision, the latter with a dynamic loss scale; for GPUs."""
 
     def __post_init__(self):
         positive = (
-            "batch_size accumulation lr matrix_lr clip eval_every save_every keep_last log_every"
+            "batch_size accumulation lr matrix_lr clip max_bad_steps eval_every save_every"
+            " keep_last log_every"
         )
         for name in positive.split():
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("max_steps", "max_minutes", "eval_bytes", "final_eval_bytes"):
+        for name in ("max_steps", "max_minutes", "eval_bytes", "final_eval_bytes", "spike"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "more than 0")
         for name in ("warmup_steps", "weight_decay", "sample_length", "seed"):

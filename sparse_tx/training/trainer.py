@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,15 @@ from sparse_tx.errors import UserError
 from sparse_tx.evaluation import NotFinite, Score, score
 from sparse_tx.generation import generate
 from sparse_tx.model import GPT
+from sparse_tx.model.precision import autocast
 from sparse_tx.training.averaging import WeightAverage
+from sparse_tx.training.bad_steps import BadSteps
+from sparse_tx.training.loss_scale import LossScale
 from sparse_tx.training.metrics import MetricsLog, peak_memory_bytes
 from sparse_tx.training.optimiser import make_optimisers
+from sparse_tx.training.reporter import Outcome, Reporter
 from sparse_tx.training.schedule import share_of_peak
+from sparse_tx.training.tally import Tally
 
 # What is put aside of max_minutes for the end, beyond the measured length of its evaluation.
 _CLOSING_SECONDS = 3.0
@@ -27,32 +31,6 @@ _CLOSING_SECONDS = 3.0
 _CLOSING_SHARE = 0.25
 # Of the samples that show a run's progress: a little below 1, for young models ramble.
 _SAMPLING = SamplingConfig(temperature=0.8)
-
-
-class Reporter:
-    """Whoever shows a run to a person; this one shows nothing, and training itself never prints."""
-
-    def on_step(self, step: int, progress: float, figures: dict[str, Any]) -> None:
-        """A step was taken; ``progress`` is the share of the run that is done."""
-
-    def on_evaluation(self, step: int, result: Score, sample: str) -> None:
-        """The model was evaluated, and has written ``sample``."""
-
-    def on_checkpoint(self, step: int, path: Path) -> None:
-        """A checkpoint is whole on the disk."""
-
-    def on_evaluation_progress(self, done: int, total: int) -> None:
-        """``done`` of ``total`` tokens are scored."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How training ended: after which step, whether its end was reached, and the last score."""
-
-    step: int
-    finished: bool
-    result: Score | None
-    checkpoint: Path | None
 
 
 class Trainer:
@@ -102,12 +80,13 @@ class Trainer:
         )
         self._byte_lengths = torch.from_numpy(corpus.tokenizer.token_bytes)
         self.step = self.tokens = 0
-        # Of the steps since the last line of the log.
-        self._nats, self._bytes = 0.0, 0
+        self.bad_steps = BadSteps(self.recipe)
+        self.loss_scale = LossScale(self.recipe.precision, device)
+        self._tally = Tally()
         self._elapsed_before = self._progress = 0.0
         self._evaluation_speed = 0.0  # tokens per second, 0 as long as it is not known
         self._step_seconds = 0.0
-        self.lr = 0.0
+        self.lr = self.matrix_lr = 0.0
         self._sample_seconds = 0.0
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -169,7 +148,8 @@ class Trainer:
         """Train until the end of the run, or until ``stop_requested``.
 
         Raises:
-            UserError: the loss or the gradient is not finite; a checkpoint could not be written.
+            UserError: too many bad steps in a row; the loss of an evaluation is not finite; a
+                checkpoint could not be written.
         """
         metrics = MetricsLog(self.run_dir, from_step=self.step)
         try:
@@ -185,7 +165,7 @@ class Trainer:
                     continue
                 self._show_and_log(metrics)
                 if self.step % self.recipe.save_every == 0:
-                    self._save(valid_bpb=None)
+                    self._save_if_sound(valid_bpb=None)
             finished = self.is_done()
             if finished:
                 result = self._evaluate_and_save(metrics, last=True)
@@ -198,10 +178,17 @@ class Trainer:
     # --- One step ---------------------------------------------------------------------------
 
     def take_step(self) -> float:
-        """Take one optimiser step; returns its training loss in bits per byte."""
+        """Take one optimiser step, or skip it; returns its training loss in bits per byte.
+
+        A skipped step leaves weights, optimisers and average as they are. Its data is gone and its
+        number taken, so that data and schedule of the steps to come depend on their number alone.
+
+        Raises:
+            UserError: with this step, too many in a row were bad.
+        """
         begin = time.monotonic()
         share = share_of_peak(self.recipe, self.step, self.progress)
-        self.lr = self.recipe.lr * share
+        self.lr, self.matrix_lr = self.recipe.lr * share, self.recipe.matrix_lr * share
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak_lr"] * share
@@ -212,33 +199,52 @@ class Trainer:
             n_bytes += int(self._byte_lengths[targets].sum())
             n_tokens += targets.numel()
             with self._autocast():
-                loss = self.model.loss(
+                total = self.model.loss(
                     inputs.to(self.device, non_blocking=True),
                     targets.to(self.device, non_blocking=True),
                 )
-            (loss / (targets.numel() * self.recipe.accumulation)).backward()
-            nats += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
-        if not (abs(nats) < float("inf") and norm < float("inf")):
-            raise UserError(
-                f"step {self.step + 1}: the loss is {nats / n_tokens:.4g} nats per token and the"
-                f" gradient's norm {norm:.4g}, so training stopped before this step changed the"
-                f" weights; {self._way_out()}"
-            )
-        for optimiser in self.optimisers:
-            optimiser.step()
-        self.model.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update(self.model)
+            loss = total / (targets.numel() * self.recipe.accumulation)
+            self.loss_scale.scaled(loss).backward()
+            nats += total.item()
+        bpb = nats / log(2) / n_bytes
         self.step += 1
         self.tokens += n_tokens
-        self._nats += nats
-        self._bytes += n_bytes
+        fault = self.bad_steps.fault_of_loss(bpb)
+        if fault:
+            self.bad_steps.skip()
+        else:
+            norm, fault = self._update_weights()
+        if fault is None:
+            self.bad_steps.take(bpb)
+            self._tally.add(nats, n_bytes, norm)
+        self.model.zero_grad(set_to_none=True)
+        if fault and self.bad_steps.too_many:
+            raise UserError(
+                f"step {self.step}: training stopped, as {self.bad_steps.in_a_row} bad steps came"
+                f" in a row (max_bad_steps), each of which was skipped; of the last one, {fault};"
+                f" {self._way_out()}"
+            )
         self._step_seconds = time.monotonic() - begin
-        return nats / log(2) / n_bytes
+        return bpb
+
+    def _update_weights(self) -> tuple[float, str | None]:
+        """Apply the gradients; returns their norm and, if they were not applied, why."""
+        self.loss_scale.unscale(self.optimisers)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
+        fault = self.bad_steps.fault_of_gradient(norm)
+        if fault:
+            # All optimisers or none: an overflow may be in the gradients of one of them alone.
+            self.bad_steps.skip(bad=not self.loss_scale.lower())
+            return norm, fault
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.loss_scale.keep_pace()
+        if self.average:
+            self.average.update(self.model)
+        return norm, None
 
     def _way_out(self) -> str:
-        """What to do about a loss that is not finite."""
+        """What to do about a run that goes astray."""
         rates = f"--lr (it is {self.recipe.lr:g})"
         if self.recipe.optimiser == "muon":
             rates += f" and --matrix_lr (it is {self.recipe.matrix_lr:g})"
@@ -251,9 +257,7 @@ class Trainer:
             return self.model.engine()
 
     def _autocast(self):
-        if self.recipe.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return autocast(self.recipe.precision, self.device)
 
     # --- Looking at the model -----------------------------------------------------------------
 
@@ -325,7 +329,10 @@ class Trainer:
         sample = self.sample()
         self._write(metrics, figures)
         metrics.write_sample(self.step, sample)
-        self._save(valid_bpb)
+        if last:
+            self._save(valid_bpb)
+        else:
+            self._save_if_sound(valid_bpb)
         self.reporter.on_evaluation(self.step, result, sample)
         return result
 
@@ -344,23 +351,30 @@ class Trainer:
             self._write(metrics, figures)
 
     def _figures(self) -> dict[str, Any]:
-        """What is known about the steps since the last line of the log."""
+        """What is known about the steps since the last line of the log, and about the last one."""
+        tally = self._tally.figures()
         seconds = time.monotonic() - self._last_log[0]
-        return {
+        figures = {
             "step": self.step,
             "tokens": self.tokens,
             "elapsed_s": round(self.elapsed, 3),
-            # None if time ran out between two steps, right after a line was written.
-            "train_bpb": self._nats / log(2) / self._bytes if self._bytes else None,
+            "train_bpb": tally["train_bpb"],
             "valid_bpb": None,
             "lr": self.lr,
             "tokens_per_s": (self.tokens - self._last_log[1]) / max(seconds, 1e-9),
             "peak_rss_bytes": peak_memory_bytes(self.device),
+            "grad_norm": tally["grad_norm"],
+            "skipped_steps": self.bad_steps.skipped,
         }
+        if self.recipe.optimiser == "muon":
+            figures["matrix_lr"] = self.matrix_lr
+        if self.loss_scale.value is not None:
+            figures["loss_scale"] = self.loss_scale.value
+        return figures
 
     def _write(self, metrics: MetricsLog, figures: dict[str, Any]) -> None:
         metrics.write(figures)
-        self._nats, self._bytes = 0.0, 0
+        self._tally = Tally()
         self._last_log = (time.monotonic(), self.tokens)
 
     # --- Checkpoints ----------------------------------------------------------------------------
@@ -379,6 +393,15 @@ class Trainer:
         )
         self.reporter.on_checkpoint(self.step, self.last_checkpoint)
 
+    def _save_if_sound(self, valid_bpb: float | None) -> None:
+        """Save unless the last step was bad.
+
+        Weights that only bad steps follow may be broken, and each that is saved makes an older one
+        go.
+        """
+        if not self.bad_steps.in_a_row:
+            self._save(valid_bpb)
+
     def _state(self) -> dict[str, Any]:
         return {
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -390,8 +413,9 @@ class Trainer:
             "engine": list(self.engine()),
             "step": self.step,
             "tokens": self.tokens,
-            "nats": self._nats,
-            "bytes": self._bytes,
+            **self._tally.state_dict(),
+            "bad_steps": self.bad_steps.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
             "elapsed_s": self.elapsed,
             "evaluation_speed": self._evaluation_speed,
             "sample_seconds": self._sample_seconds,
@@ -418,7 +442,10 @@ class Trainer:
         if self.device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"])
         self.step, self.tokens = state["step"], state["tokens"]
-        self._nats, self._bytes = state["nats"], state["bytes"]
+        self._tally = Tally(state["nats"], state["bytes"], state.get("grad_norm", 0.0))
+        if "bad_steps" in state:  # checkpoints of earlier versions have none
+            self.bad_steps.load_state_dict(state["bad_steps"])
+            self.loss_scale.load_state_dict(state["loss_scale"])
         self._elapsed_before = state["elapsed_s"]
         self._evaluation_speed = state["evaluation_speed"]
         self._sample_seconds = state["sample_seconds"]
