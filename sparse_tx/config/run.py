@@ -30,6 +30,8 @@ class DataConfig:
 class TrainingConfig:
     """How a model is trained, for how long, and what is written down meanwhile."""
 
+    init_from: str | None = None
+    """Begin with the weights of this run directory or checkpoint, under any seq_len and pattern."""
     max_steps: int | None = None
     """Optimiser steps after which training ends; the learning rate follows them if given."""
     max_minutes: float | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparse_tx.checkpoint import Checkpoint, save_checkpoint
 from sparse_tx.config import RunConfig, SamplingConfig
@@ -47,6 +48,7 @@ class Trainer:
         device: where the model lives.
         started: ``time.monotonic()`` at the start of the command, for ``max_minutes``.
         checkpoint: continue from this one, read with its training state.
+        weights: begin a new run with these, under the names of the model's ``state_dict``.
 
     Raises:
         UserError: the windows are longer than the corpus; a state that belongs to other data.
@@ -62,12 +64,16 @@ class Trainer:
         device: torch.device,
         started: float,
         checkpoint: Checkpoint | None = None,
+        weights: dict[str, Tensor] | None = None,
     ):
         self.config, self.corpus, self.run_dir, self.reporter = config, corpus, run_dir, reporter
         self.device, self.recipe = device, config.training
         self.stop_requested = False
         torch.manual_seed(self.recipe.seed)
-        self.model = GPT(config.model).to(device)
+        self.model = GPT(config.model)
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        self.model.to(device)
         self.engine()  # one that cannot run is an error here, not in the first step
         self.optimisers = make_optimisers(self.model, self.recipe)
         self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
@@ -423,6 +429,11 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.training_state
+        if not state:
+            raise UserError(
+                f"{checkpoint.path} holds weights and no state of a run to go on with; begin a new"
+                f" run in another --out with --init_from {checkpoint.path}"
+            )
         if state["corpus"] != self.corpus.fingerprint:
             raise UserError(
                 f"the data '{self.config.data.data}' is not what {checkpoint.path} was trained on;"
