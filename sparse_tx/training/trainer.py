@@ -19,6 +19,7 @@ from sparse_tx.model import GPT
 from sparse_tx.model.precision import autocast
 from sparse_tx.training.averaging import WeightAverage
 from sparse_tx.training.bad_steps import BadSteps
+from sparse_tx.training.clock import Clock
 from sparse_tx.training.loss_scale import LossScale
 from sparse_tx.training.metrics import MetricsLog, peak_memory_bytes
 from sparse_tx.training.optimiser import make_optimisers
@@ -26,10 +27,6 @@ from sparse_tx.training.reporter import Outcome, Reporter
 from sparse_tx.training.schedule import share_of_peak
 from sparse_tx.training.tally import Tally
 
-# What is put aside of max_minutes for the end, beyond the measured length of its evaluation.
-_CLOSING_SECONDS = 3.0
-# The share of max_minutes that the last evaluation gets at most, unless more is left anyhow.
-_CLOSING_SHARE = 0.25
 # Of the samples that show a run's progress: a little below 1, for young models ramble.
 _SAMPLING = SamplingConfig(temperature=0.8)
 
@@ -89,66 +86,29 @@ class Trainer:
         self.bad_steps = BadSteps(self.recipe)
         self.loss_scale = LossScale(self.recipe.precision, device)
         self._tally = Tally()
-        self._elapsed_before = self._progress = 0.0
-        self._evaluation_speed = 0.0  # tokens per second, 0 as long as it is not known
-        self._step_seconds = 0.0
+        self.clock = Clock(self.recipe, len(corpus.valid), started)
         self.lr = self.matrix_lr = 0.0
-        self._sample_seconds = 0.0
         if checkpoint is not None:
             self._restore(checkpoint)
-        self._started = started
         self._last_log = (time.monotonic(), self.tokens)
         self.last_checkpoint = checkpoint.path if checkpoint else None
 
     @property
     def elapsed(self) -> float:
         """Seconds that the run has taken, those before it was resumed included."""
-        return self._elapsed_before + time.monotonic() - self._started
+        return self.clock.elapsed
 
     @property
     def progress(self) -> float:
         """The share of the run that is done: by steps if they are limited, else by time."""
         if self.recipe.max_steps is not None:
             return self.step / self.recipe.max_steps
-        # The time needed for the end is estimated anew now and then; nothing goes back for that.
-        self._progress = max(self._progress, self.elapsed / self._training_seconds())
-        return self._progress
-
-    def _training_seconds(self) -> float:
-        """Seconds from the start at which training has to stop for the run to end in time."""
-        if self.recipe.max_minutes is None:
-            return float("inf")
-        limit = 60 * self.recipe.max_minutes
-        last = min(self.recipe.final_eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
-        first = self._scored_bytes()
-        scored = last if last >= first else last + first  # a longer one goes on where it ended
-        scoring = min(1.1 * scored / self._scoring_speed(), _CLOSING_SHARE * limit)
-        # However long the closing is estimated, it may not take the run away altogether.
-        return max(limit - scoring - self._closing_seconds(), 0.1 * limit)
-
-    def _closing_seconds(self) -> float:
-        """Seconds that the end takes beside its evaluation."""
-        return _CLOSING_SECONDS + 1.2 * self._sample_seconds
-
-    def _scored_bytes(self) -> int:
-        """Bytes of an evaluation during the run."""
-        return min(self.recipe.eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
-
-    def _scoring_speed(self) -> float:
-        """Tokens that are scored in a second, or infinity where nothing is known yet."""
-        # Before the first evaluation: a forward pass is a third of a training step.
-        return self._evaluation_speed or 3 * self.tokens / max(self.elapsed, 1e-9) or float("inf")
+        return self.clock.progress(self.tokens)
 
     def is_done(self) -> bool:
         """Whether the run has reached its end."""
         by_steps = self.recipe.max_steps is not None and self.step >= self.recipe.max_steps
-        return by_steps or self.elapsed + self._step_seconds >= self._training_seconds()
-
-    def _has_time_to_evaluate(self) -> bool:
-        if self.recipe.max_minutes is None:
-            return True
-        seconds = self._scored_bytes() / self._scoring_speed() + self._sample_seconds
-        return self.elapsed + seconds < self._training_seconds()
+        return by_steps or self.clock.is_over(self.tokens)
 
     def run(self) -> Outcome:
         """Train until the end of the run, or until ``stop_requested``.
@@ -166,7 +126,9 @@ class Trainer:
                 self.take_step()
                 if self.is_done():
                     break
-                if self.step % self.recipe.eval_every == 0 and self._has_time_to_evaluate():
+                if self.step % self.recipe.eval_every == 0 and self.clock.has_time_to_evaluate(
+                    self.tokens
+                ):
                     self._evaluate_and_save(metrics)
                     continue
                 self._show_and_log(metrics)
@@ -230,7 +192,7 @@ class Trainer:
                 f" in a row (max_bad_steps), each of which was skipped; of the last one, {fault};"
                 f" {self._way_out()}"
             )
-        self._step_seconds = time.monotonic() - begin
+        self.clock.step_seconds = time.monotonic() - begin
         return bpb
 
     def _update_weights(self) -> tuple[float, str | None]:
@@ -305,7 +267,7 @@ class Trainer:
                 f" stopped without saving the weights of this step; {self._way_out()}"
             ) from error
         if result.tokens > before:
-            self._evaluation_speed = (result.tokens - before) / (time.monotonic() - begin)
+            self.clock.evaluation_speed = (result.tokens - before) / (time.monotonic() - begin)
         return result
 
     def sample(self) -> str:
@@ -319,12 +281,12 @@ class Trainer:
                 self.model, [], length=length, settings=_SAMPLING, seed=self.recipe.seed
             )
             ids = [int(token) for token in tokens]
-        self._sample_seconds = time.monotonic() - begin
+        self.clock.sample_seconds = time.monotonic() - begin
         return self.corpus.tokenizer.decode(ids).decode("utf-8", errors="replace")
 
     def _evaluate_and_save(self, metrics: MetricsLog, last: bool = False) -> Score:
         figures = self._figures()
-        deadline = self._scoring_deadline() if last else float("inf")
+        deadline = self.clock.scoring_deadline() if last else float("inf")
         result = self.evaluate(self.recipe.eval_bytes, deadline=deadline)
         # Always of the same bytes, for checkpoints to be compared by.
         figures["valid_bpb"] = valid_bpb = result.bpb if result.complete else None
@@ -341,14 +303,6 @@ class Trainer:
             self._save_if_sound(valid_bpb)
         self.reporter.on_evaluation(self.step, result, sample)
         return result
-
-    def _scoring_deadline(self) -> float:
-        """When the last evaluation has to end, by ``time.monotonic()``."""
-        if self.recipe.max_minutes is None:
-            return float("inf")
-        limit = 60 * self.recipe.max_minutes
-        left = limit - self.elapsed - self._closing_seconds()
-        return time.monotonic() + max(_CLOSING_SHARE * limit, left)
 
     def _show_and_log(self, metrics: MetricsLog) -> None:
         figures = self._figures()
@@ -422,9 +376,7 @@ class Trainer:
             **self._tally.state_dict(),
             "bad_steps": self.bad_steps.state_dict(),
             "loss_scale": self.loss_scale.state_dict(),
-            "elapsed_s": self.elapsed,
-            "evaluation_speed": self._evaluation_speed,
-            "sample_seconds": self._sample_seconds,
+            **self.clock.state_dict(),
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -457,6 +409,4 @@ class Trainer:
         if "bad_steps" in state:  # checkpoints of earlier versions have none
             self.bad_steps.load_state_dict(state["bad_steps"])
             self.loss_scale.load_state_dict(state["loss_scale"])
-        self._elapsed_before = state["elapsed_s"]
-        self._evaluation_speed = state["evaluation_speed"]
-        self._sample_seconds = state["sample_seconds"]
+        self.clock.load_state_dict(state)

@@ -176,6 +176,7 @@ def test_time_ends_a_run_and_moves_its_learning_rate(corpus, tmp_path):
 
 
 def test_the_last_evaluation_takes_a_quarter_of_a_short_limit(corpus, tmp_path, monkeypatch):
+    from sparse_tx.training import clock
     from sparse_tx.training import trainer as module
 
     asked = []
@@ -190,7 +191,7 @@ def test_the_last_evaluation_takes_a_quarter_of_a_short_limit(corpus, tmp_path, 
         return Score(float(done), done, done, 31, done == max_bytes, (done, float(done)))
 
     monkeypatch.setattr(module, "score", slow)
-    monkeypatch.setattr(module, "_CLOSING_SECONDS", 0.5)
+    monkeypatch.setattr(clock, "_CLOSING_SECONDS", 0.5)
     settings = dict(max_steps=None, eval_every=10**6, save_every=10**6, sample_length=0)
     limited = make_config(**settings, max_minutes=0.1, eval_bytes=30, final_eval_bytes=400)
     outcome = make_trainer(corpus, tmp_path / "run", limited).run()
