@@ -9,6 +9,12 @@ from sparse_tx.checkpoint.layout import (
 )
 from sparse_tx.checkpoint.load import Checkpoint, load_checkpoint, read_checkpoint
 from sparse_tx.checkpoint.save import save_checkpoint
+from sparse_tx.checkpoint.transplant import (
+    positions_in_words,
+    transplant_config,
+    transplant_weights,
+    transplanted,
+)
 
 __all__ = [
     "Checkpoint",
@@ -17,7 +23,11 @@ __all__ = [
     "is_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
+    "positions_in_words",
     "read_checkpoint",
     "save_checkpoint",
+    "transplant_config",
+    "transplant_weights",
+    "transplanted",
     "write_atomically",
 ]

@@ -12,7 +12,8 @@ from torch import Tensor
 from sparse_tx.checkpoint.layout import Which, find_checkpoint, steps_in
 from sparse_tx.checkpoint.manifest import Manifest, read_manifest
 from sparse_tx.checkpoint.save import CONFIG, EMA, MODEL, TOKENIZER, TRAINING_STATE
-from sparse_tx.config import RunConfig
+from sparse_tx.checkpoint.transplant import transplant_config, transplant_weights
+from sparse_tx.config import ModelConfig, RunConfig
 from sparse_tx.data import Tokenizer, load_tokenizer
 from sparse_tx.errors import UserError
 from sparse_tx.model import GPT
@@ -77,6 +78,8 @@ def load_checkpoint(
     which: Which = "latest",
     device: str | torch.device = "cpu",
     engine: str | None = None,
+    pattern: str | None = None,
+    seq_len: int | None = None,
 ) -> tuple[GPT, Tokenizer, RunConfig]:
     """Load a trained model for use: in eval mode, with the averaged weights where there are any.
 
@@ -85,18 +88,21 @@ def load_checkpoint(
         which: of a run directory, the ``latest`` checkpoint or the ``best`` by validation.
         device: where the model is put.
         engine: the attention engine, if not the run's own: that may be one for another device.
+        pattern: load the weights under this pattern instead of the one they were trained with.
+        seq_len: load them into a model of this length; ``checkpoint.transplant`` says how positions
+            carry over.
 
     Returns:
-        The model, its tokenizer, and the configuration of the run.
+        The model, its tokenizer, and the configuration of the run, under what was given here.
 
     Raises:
         UserError: no checkpoint is there, it is damaged, or its weights are not those of the model
-            that its configuration describes; its attention engine cannot run on the device.
+            that its configuration describes; its attention engine cannot run on the device; a
+            pattern that cannot be read, or whose groups the heads do not divide into.
     """
     checkpoint = read_checkpoint(find_checkpoint(path, which))
     if engine is not None:
-        model_config = replace(checkpoint.config.model, engine=engine)
-        checkpoint = replace(checkpoint, config=replace(checkpoint.config, model=model_config))
+        checkpoint = _with_model(checkpoint, replace(checkpoint.config.model, engine=engine))
     symbols, rows = checkpoint.tokenizer.vocab_size, checkpoint.config.model.vocab_size
     if symbols != rows:
         raise UserError(
@@ -109,9 +115,18 @@ def load_checkpoint(
         raise UserError(
             f"the weights in '{checkpoint.path}' are not those of its configuration: {mismatch}"
         )
-    model.load_state_dict(checkpoint.weights)
+    weights, config = checkpoint.weights, checkpoint.config
+    if pattern is not None or seq_len is not None:
+        wanted = transplant_config(config.model, pattern=pattern, seq_len=seq_len)
+        weights = transplant_weights(weights, config.model, wanted)
+        model, config = GPT(wanted), replace(config, model=wanted)
+    model.load_state_dict(weights)
     model.to(device).eval().engine()  # one that cannot run is an error here, not in the first use
-    return model, checkpoint.tokenizer, checkpoint.config
+    return model, checkpoint.tokenizer, config
+
+
+def _with_model(checkpoint: Checkpoint, model: ModelConfig) -> Checkpoint:
+    return replace(checkpoint, config=replace(checkpoint.config, model=model))
 
 
 def _verify(path: Path, with_training_state: bool) -> Manifest:

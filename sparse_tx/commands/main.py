@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a model",
     "sample": "continue a prompt with a trained model",
     "pattern": "show, count and check attention patterns",
+    "transplant": "put a trained model under another pattern, and score both",
     "profile": "say what sequence lengths and patterns cost, predicted and measured",
 }
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: sparse-tx COMMAND ...\n")
-        print("\n".join(f"  {command:10}{what}" for command, what in COMMANDS.items()))
+        print("\n".join(f"  {command:12}{what}" for command, what in COMMANDS.items()))
         print("\nsparse-tx COMMAND --help says more.")
         return 0
     if name not in COMMANDS:

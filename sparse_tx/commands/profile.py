@@ -77,7 +77,11 @@ def _parser() -> CommandParser:
     add("--batch_size", type=int, help="Sequences at a time (as the preset).")
     add("--engine", type=str, default="auto", help="Attention engine: auto, views, cpu, ...")
     add("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="Where to compute.")
-    add("--precision", type=Literal["fp32", "bf16"], help="bf16: for GPUs (as the preset).")
+    add(
+        "--precision",
+        type=Literal["fp32", "bf16", "fp16"],
+        help="bf16 and fp16: for GPUs (as the preset).",
+    )
     add("--measure", action="store_true", help="Also measure, in fresh processes.")
     add("--rounds", type=int, default=3, help="Timed rounds of each measurement.")
     add("--limit_s", type=float, default=60.0, help="Seconds a process of a measurement may take.")

@@ -1,10 +1,9 @@
 """The train command: from a corpus to a run directory."""
 
-import shutil
 import signal
 import sys
 import time
-from argparse import ArgumentError, ArgumentParser
+from argparse import ArgumentError, ArgumentParser, Namespace
 from contextlib import contextmanager
 from dataclasses import replace
 from math import log
@@ -16,14 +15,22 @@ import yaml
 from jsonargparse import ActionConfigFile
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from sparse_tx.checkpoint import (
     Checkpoint,
     find_checkpoint,
-    is_checkpoint,
-    list_checkpoints,
+    positions_in_words,
     read_checkpoint,
-    write_atomically,
+    transplant_weights,
+    transplanted,
+)
+from sparse_tx.commands.preparing import prepare_with_status
+from sparse_tx.commands.run_folder import (
+    check_is_no_checkpoint,
+    check_is_no_file,
+    holds_run,
+    prepare_folder,
 )
 from sparse_tx.commands.shell import (
     INTERRUPTED,
@@ -41,10 +48,9 @@ from sparse_tx.config import (
     preset_names,
     preset_text,
 )
-from sparse_tx.data import Corpus, prepare_corpus
+from sparse_tx.data import Corpus
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation import Score
-from sparse_tx.folders import default_cache_dir
 from sparse_tx.training import Reporter, Trainer
 
 DESCRIPTION = """Train a model: by default the preset cpu, on the Python sources of this machine,
@@ -58,8 +64,11 @@ _FREE_ON_RESUME = {
     "max_minutes",
     "lr",
     "matrix_lr",
+    "table_lr",
     "warmup_steps",
     "clip",
+    "spike",
+    "max_bad_steps",
     "data",  # its content is compared, whatever it is called
     "eval_every",
     "save_every",
@@ -98,19 +107,27 @@ def _parse(argv: list[str]) -> tuple[RunConfig, Any, Checkpoint | None]:
 
     Returns:
         the settings, the flags that are none, and under ``--resume`` the checkpoint whose settings
-        took the preset's place.
+        took the preset's place. Those of ``--init_from`` do so too, unless a preset is given.
     """
-    preset, out, resumes = _scout(argv)
+    given = _scout(argv)
     checkpoint = None
-    if resumes:
-        if preset is not None:
+    if given.resume:
+        if given.preset is not None:
             raise UserError("--resume goes on with the run's own settings; leave --preset out")
-        _check_is_no_checkpoint(Path(_OUT if out is None else out))
-        path = find_checkpoint(_OUT if out is None else out)
-        checkpoint = read_checkpoint(path, with_training_state=True)
+        if given.init_from is not None:
+            raise UserError(
+                "--resume and --init_from exclude each other: go on with the run in --out, or begin"
+                " a new one from trained weights?"
+            )
+        check_is_no_checkpoint(Path(given.out))
+        checkpoint = read_checkpoint(find_checkpoint(given.out), with_training_state=True)
         base = yaml.safe_dump(checkpoint.config.to_flat(), sort_keys=False)
+    elif given.init_from is not None and given.preset is None:
+        settings = read_checkpoint(given.init_from).config.to_flat()
+        # The trained grid is kept all the same, and fits a longer text too.
+        base = yaml.safe_dump(settings | {"position_shape": []}, sort_keys=False)
     else:
-        base = preset_text(_PRESET if preset is None else preset)
+        base = preset_text(_PRESET if given.preset is None else given.preset)
     # jsonargparse takes files in the order of the command line, so that the base goes first and
     # the user's files, wherever they stand, go before all flags.
     files, flags = _files_and_flags(argv)
@@ -123,21 +140,20 @@ def _parse(argv: list[str]) -> tuple[RunConfig, Any, Checkpoint | None]:
     return RunConfig.from_flat(settings), own, checkpoint
 
 
-def _scout(argv: list[str]) -> tuple[str | None, str | None, bool]:
-    """The preset and the run directory that are asked for, and whether to resume.
+def _scout(argv: list[str]) -> Namespace:
+    """The flags that decide which settings are read first: preset, out, init_from, resume.
 
-    They decide which settings are read first. What cannot be read here is left to the real parser,
-    which says so.
+    What cannot be read here is left to the real parser, which says so.
     """
     scout = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scout.add_argument("--preset")
-    scout.add_argument("--out")
+    scout.add_argument("--out", default=_OUT)
+    scout.add_argument("--init_from")
     scout.add_argument("--resume", action="store_true")
     try:
-        known, _ = scout.parse_known_args(argv)
+        return scout.parse_known_args(argv)[0]
     except ArgumentError:
-        return None, None, False
-    return known.preset, known.out, known.resume
+        return scout.parse_args([])
 
 
 def _files_and_flags(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -177,14 +193,16 @@ def _train(argv: list[str]) -> int:
     run_dir = Path(own["out"])
     device = choose_device(config.training.device)
     _check_folder(run_dir, own)
+    source = None
     if checkpoint is not None:
         _check_same_run(checkpoint.config, config)
+    elif config.training.init_from is not None:
+        source = read_checkpoint(config.training.init_from)
+        config = _taking_over(source, config)
     show = _Display(Console(), config)
-    corpus = show.prepare(
-        config, existing_tokenizer=checkpoint.tokenizer if checkpoint is not None else None
-    )
+    origin = checkpoint or source
+    corpus = prepare_with_status(show.console, config, origin.tokenizer if origin else None)
     config = replace(config, model=replace(config.model, vocab_size=corpus.tokenizer.vocab_size))
-    _check_validation(config, corpus)
     trainer = Trainer(
         config,
         corpus,
@@ -193,14 +211,20 @@ def _train(argv: list[str]) -> int:
         device=device,
         started=started,
         checkpoint=checkpoint,
+        weights=_weights_for(source, config) if source else None,
     )
     if trainer.is_done():
         raise UserError(
             f"the run in {run_dir} is complete after {trainer.step} steps; give a larger"
             " --max_steps or --max_minutes to go on"
         )
-    _prepare_folder(run_dir, config, own)
+    prepare_folder(run_dir, config, overwrite=own["overwrite"])
     show.introduce(trainer, corpus, run_dir)
+    if source is not None:
+        show.say(
+            f"begins with the weights of {source.path}, with a fresh optimiser and schedule\n"
+            f"positions: {positions_in_words(source.config.model, config.model)}"
+        )
     with _finish_step_on_interrupt(trainer, show), show:
         outcome = trainer.run()
     again = f"{called_as('train_lm.py', 'train')} --out {run_dir} --resume"
@@ -217,31 +241,18 @@ def _train(argv: list[str]) -> int:
 # --- What is checked before anything is written -------------------------------------------------
 
 
-def _check_is_no_checkpoint(run_dir: Path) -> None:
-    """Writing a run into a checkpoint would destroy it."""
-    if is_checkpoint(run_dir):
-        path = run_dir if run_dir.name else run_dir.resolve()
-        where = f", '{path.parent.parent}'" if path.parent.name == "checkpoints" else ""
-        raise UserError(f"--out {run_dir} is a checkpoint of a run; give the run's folder{where}")
-
-
 def _check_folder(run_dir: Path, own: dict[str, Any]) -> None:
-    _check_is_no_checkpoint(run_dir)
+    check_is_no_checkpoint(run_dir)
     if own["resume"] and own["overwrite"]:
         raise UserError("--resume and --overwrite exclude each other: go on, or begin anew?")
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"--out {run_dir} is a file; name a folder")
+    check_is_no_file(run_dir)
     if own["resume"] or own["overwrite"]:
         return
-    if _holds_run(run_dir):
+    if holds_run(run_dir):
         raise UserError(
             f"{run_dir} already holds a run; continue it with --resume, throw it away with"
             " --overwrite, or name another folder with --out"
         )
-
-
-def _holds_run(run_dir: Path) -> bool:
-    return (run_dir / "config.yaml").exists() or bool(list_checkpoints(run_dir))
 
 
 def _check_same_run(saved: RunConfig, config: RunConfig) -> None:
@@ -258,29 +269,26 @@ def _check_same_run(saved: RunConfig, config: RunConfig) -> None:
         )
 
 
-def _check_validation(config: RunConfig, corpus: Corpus) -> None:
-    if len(corpus.valid) == 0:
+def _taking_over(source: Checkpoint, config: RunConfig) -> RunConfig:
+    """``config`` for a run that begins with the weights of ``source``."""
+    before, now = source.config.data.tokenizer, config.data.tokenizer
+    if before != now:
         raise UserError(
-            f"the validation split of '{config.data.data}' is empty; give it a share with --split"
+            f"tokenizer is {now}, and '{source.path}' was trained on {before} tokens; leave"
+            " --tokenizer as it was"
         )
-
-
-def _prepare_folder(run_dir: Path, config: RunConfig, own: dict[str, Any]) -> None:
-    """Make the folder of a new run; of an old one under ``--overwrite``, remove what runs write."""
     try:
-        if own["overwrite"] and _holds_run(run_dir):
-            for name in ("checkpoints", "events"):
-                if (run_dir / name).exists():
-                    shutil.rmtree(run_dir / name)
-            for name in ("metrics.jsonl", "config.yaml"):
-                (run_dir / name).unlink(missing_ok=True)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config.to_flat(), sort_keys=False)
-        write_atomically(run_dir / "config.yaml", text.encode())
-    except OSError as error:
+        model = transplanted(source.config.model, config.model)
+    except UserError as error:
         raise UserError(
-            f"--out {run_dir} cannot be written: {error.strerror or error}; name another folder"
+            f"--init_from {source.path}: {error} (without --preset, all settings are taken from the"
+            " checkpoint)"
         ) from error
+    return replace(config, model=model)
+
+
+def _weights_for(source: Checkpoint, config: RunConfig) -> dict[str, Tensor]:
+    return transplant_weights(source.weights, source.config.model, config.model)
 
 
 @contextmanager
@@ -333,24 +341,6 @@ class _Display(Reporter):
         except BrokenPipeError:
             silence_stdout()  # nobody reads any more, which is no reason to stop training
 
-    def prepare(self, config: RunConfig, existing_tokenizer) -> Corpus:
-        """Read the corpus, showing how far it is."""
-        data = config.data
-        with self.console.status(f"preparing {data.data}") as status:
-
-            def show_progress(what: str, n_bytes: int) -> None:
-                status.update(f"{what}: {n_bytes / 1e6:,.0f} MB")
-
-            return prepare_corpus(
-                data.data,
-                tokenizer=data.tokenizer,
-                vocab_size=config.model.vocab_size,
-                split=data.split,
-                cache_dir=Path(data.cache_dir) if data.cache_dir else default_cache_dir(),
-                existing_tokenizer=existing_tokenizer,
-                progress=show_progress,
-            )
-
     def introduce(self, trainer: Trainer, corpus: Corpus, run_dir: Path) -> None:
         """Say what is about to be trained, on what, and where it goes."""
         model, recipe, config = trainer.model, self.config.training, self.config.model
@@ -371,12 +361,13 @@ class _Display(Reporter):
             self.say(f"resumed after step {trainer.step}, from {trainer.last_checkpoint}")
 
     def on_step(self, step: int, progress: float, figures: dict[str, Any]) -> None:
-        bpb = figures["train_bpb"]
-        # The loss as other tools print it, in nats, beside the bits that models are compared by.
-        text = (
-            f"loss {bpb * log(2):.3f}  {bpb:.3f} bits/byte  step {step:,}"
-            f"  {figures['tokens_per_s']:,.0f} tokens/s"
-        )
+        bpb, skipped = figures["train_bpb"], figures["skipped_steps"]
+        text = f"step {step:,}  {figures['tokens_per_s']:,.0f} tokens/s"
+        if bpb is not None:  # as it is where all steps since the last line were skipped
+            # The loss as other tools print it, in nats, beside the bits that we compare models by.
+            text = f"loss {bpb * log(2):.3f}  {bpb:.3f} bits/byte  {text}"
+        if skipped:
+            text += f"  {skipped:,} skipped"
         self.progress.update(self.training, completed=progress, figures=text, visible=True)
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line > _SECONDS_BETWEEN_LINES:

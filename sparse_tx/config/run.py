@@ -12,6 +12,25 @@ def _require(ok: bool, name: str, value: Any, limit: str) -> None:
         raise UserError(f"{name} is {value}; it must be {limit}")
 
 
+def _parse_stages(text: str) -> tuple[tuple[int, float], ...]:
+    pieces = [piece.split(":") for piece in text.split(",") if piece.strip()]
+    try:
+        stages = tuple((int(length), float(until)) for length, until in pieces)
+    except ValueError:
+        raise UserError(
+            f"length_warmup is '{text}'; write LENGTH:SHARE,... such as 256:0.3,1024:0.6"
+        ) from None
+    ends = [until for _, until in stages]
+    if ends != sorted(set(ends)) or any(not 0 < end <= 1 for end in ends):
+        raise UserError(
+            f"length_warmup is '{text}': the shares of the run at which lengths end must ascend,"
+            " above 0 and up to 1"
+        )
+    if any(length < 1 for length, _ in stages):
+        raise UserError(f"length_warmup is '{text}'; lengths are 1 or more")
+    return stages
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is read, and how it becomes tokens."""
@@ -30,6 +49,8 @@ class DataConfig:
 class TrainingConfig:
     """How a model is trained, for how long, and what is written down meanwhile."""
 
+    init_from: str | None = None
+    """Begin with the weights of this run directory or checkpoint, under any seq_len and pattern."""
     max_steps: int | None = None
     """Optimiser steps after which training ends; the learning rate follows them if given."""
     max_minutes: float | None = None
@@ -61,6 +82,11 @@ class TrainingConfig:
     """Decoupled weight decay of matrices, per unit of learning rate."""
     clip: float = 1.0
     """Largest norm of the whole gradient."""
+    spike: float | None = 10.0
+    """Standard deviations above the running mean of the loss beyond which a step is a spike, and
+    is skipped; null for no such limit."""
+    max_bad_steps: int = 10
+    """Bad steps in a row (spikes, losses or gradients that are not finite) that end a run."""
     ema: float = 0.0
     """Decay of the moving average of weights that is evaluated and sampled; 0 for none."""
 
@@ -83,17 +109,17 @@ class TrainingConfig:
     """Of weights, data order and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: automatic mixed precision; for GPUs."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16: automatic mixed precision, the latter with a dynamic loss scale; for GPUs."""
 
     def __post_init__(self):
         positive = (
-            "batch_size accumulation lr matrix_lr table_lr clip eval_every save_every keep_last"
-            " log_every"
+            "batch_size accumulation lr matrix_lr table_lr clip max_bad_steps eval_every save_every"
+            " keep_last log_every"
         )
         for name in positive.split():
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("max_steps", "max_minutes", "eval_bytes", "final_eval_bytes"):
+        for name in ("max_steps", "max_minutes", "eval_bytes", "final_eval_bytes", "spike"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "more than 0")
         for name in ("warmup_steps", "weight_decay", "sample_length", "seed"):
@@ -102,30 +128,14 @@ class TrainingConfig:
         _require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         _require(0 <= self.final_lr_share <= 1, "final_lr_share", self.final_lr_share, "0 to 1")
         _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "from 0 to below 1")
-        self.stages  # read here, so that a mistake in it is an error at once
+        _parse_stages(self.length_warmup)
         if self.max_steps is None and self.max_minutes is None:
             raise UserError("a run needs an end: give max_steps, max_minutes or both")
 
     @property
     def stages(self) -> tuple[tuple[int, float], ...]:
         """The parsed ``length_warmup``: lengths, and the share of the run at which each ends."""
-        pieces = [piece.split(":") for piece in self.length_warmup.split(",") if piece.strip()]
-        try:
-            stages = tuple((int(length), float(until)) for length, until in pieces)
-        except ValueError:
-            raise UserError(
-                f"length_warmup is '{self.length_warmup}'; write LENGTH:SHARE,... such as"
-                " 256:0.3,1024:0.6"
-            ) from None
-        ends = [until for _, until in stages]
-        if ends != sorted(set(ends)) or any(not 0 < end <= 1 for end in ends):
-            raise UserError(
-                f"length_warmup is '{self.length_warmup}': the shares of the run at which lengths"
-                " end must ascend, above 0 and up to 1"
-            )
-        if any(length < 1 for length, _ in stages):
-            raise UserError(f"length_warmup is '{self.length_warmup}'; lengths are 1 or more")
-        return stages
+        return _parse_stages(self.length_warmup)
 
 
 @dataclass(frozen=True, kw_only=True)

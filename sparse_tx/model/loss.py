@@ -15,7 +15,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             exact = torch.promote_types(hidden.dtype, torch.float32)
             head = weight.to(exact)  # (V, C)
             total = hidden.new_zeros((), dtype=exact)
-            d_hidden = torch.empty_like(hidden) if wants_grad else None
+            # A half-precision hidden has a gradient of its own type, but only once it is scaled:
+            # before, much of it may be too small for that type.
+            d_hidden = torch.empty_like(hidden, dtype=exact) if wants_grad else None
             d_head = torch.zeros_like(head) if wants_grad else None
             for start in range(0, len(targets), chunk):
                 here = slice(start, start + chunk)
@@ -27,7 +29,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     d_logits[torch.arange(len(x), device=x.device), targets[here]] -= 1
                     d_hidden[here] = d_logits @ head
                     d_head.addmm_(d_logits.T, x)
-        ctx.weight_dtype = weight.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype
         ctx.save_for_backward(d_hidden, d_head)
         return total
 
@@ -35,7 +37,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_total):
         d_hidden, d_head = ctx.saved_tensors
-        return d_hidden * d_total, (d_head * d_total).to(ctx.weight_dtype), None, None, None
+        for_hidden, for_weight = ctx.dtypes
+        # d_total, a loss scale perhaps, may itself be too large for half precision.
+        d_hidden, d_head = (d_hidden * d_total).to(for_hidden), (d_head * d_total).to(for_weight)
+        return d_hidden, d_head, None, None, None
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import torch
-
+from sparse_tx.model.precision import dtype_of
 from sparse_tx.profiler.calibration import TimeModel, calibrate, calibration_lengths
 from sparse_tx.profiler.laboratory import Laboratory
 from sparse_tx.profiler.machine import measure_ceilings
@@ -66,5 +65,4 @@ def calibrated(settings: Iterable[Setting], laboratory: Laboratory, ceilings: Ce
 
 def ceilings_of(setting: Setting) -> Ceilings:
     """What the machine does at best where and in the type that the setting computes in."""
-    bf16 = setting.training.precision == "bf16"
-    return measure_ceilings(setting.device, torch.bfloat16 if bf16 else torch.float32)
+    return measure_ceilings(setting.device, dtype_of(setting.training.precision))

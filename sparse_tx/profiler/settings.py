@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from sparse_tx.attention import resolve_engine
+from sparse_tx.model.precision import dtype_of
 from sparse_tx.profiler.patterns_by_length import at_length
 from sparse_tx.profiler.records import Setting
 
@@ -29,11 +30,10 @@ def engine_of(setting: Setting) -> str:
         UserError: the one that the setting names cannot run.
     """
     model, H = setting.model, setting.model.n_head
-    bf16 = setting.training.precision == "bf16"
     name, _ = resolve_engine(
         model.engine,
         device=torch.device(setting.device),
-        dtype=torch.bfloat16 if bf16 else torch.float32,
+        dtype=dtype_of(setting.training.precision),
         D=model.qk_width // H,
         D_v=model.n_embd // H,
         heads=tuple(head for layer in model.stack.layers for head in layer.heads(H)),

@@ -3,7 +3,6 @@
 Weights, tokens, queries, keys and values are random, from a fixed seed.
 """
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sparse_tx.attention import resolve_engine, sparse_attention
-from sparse_tx.config import TrainingConfig
 from sparse_tx.errors import UserError
 from sparse_tx.generation import RecomputeDecoder
 from sparse_tx.model import GPT
+from sparse_tx.model.precision import autocast, dtype_of
 from sparse_tx.profiler.records import Setting, Work
 from sparse_tx.training.averaging import WeightAverage
 from sparse_tx.training.optimiser import clip_gradients, make_optimisers
@@ -88,7 +87,7 @@ class AttentionWork:
         config, self.layers = setting.model, setting.model.stack.layers
         B, T, H = setting.training.batch_size, config.seq_len, config.n_head
         qk_width, C = config.qk_width, config.n_embd
-        dtype = torch.bfloat16 if setting.training.precision == "bf16" else torch.float32
+        dtype = dtype_of(setting.training.precision)
         place = dict(device=setting.device, dtype=dtype)
         qk, v = torch.randn(B, T, 2 * qk_width + C, **place).split((2 * qk_width, C), dim=-1)
         if config.qk_norm or config.position == "rope":
@@ -127,14 +126,14 @@ class _ModelWork:
         self.model = GPT(setting.model).to(self.device).eval()
         shape = (self.recipe.batch_size, setting.model.seq_len)
         self.tokens = torch.randint(0, setting.model.vocab_size, shape)  # (B, T), as loaders do
-        with _autocast(self.recipe, self.device):
+        with autocast(self.recipe.precision, self.device):
             self.engine, _ = self.model.engine()
 
     def prepare(self) -> None:
         pass
 
     def _loss(self) -> Tensor:
-        with _autocast(self.recipe, self.device):
+        with autocast(self.recipe.precision, self.device):
             tokens = self.tokens.to(self.device, non_blocking=True)
             return self.model.loss(tokens, self.tokens.to(self.device, non_blocking=True))
 
@@ -177,7 +176,7 @@ class PrefillWork(_ModelWork):
 
     def run(self, enter: Enter = _ignore) -> None:
         enter("forward")
-        with _autocast(self.recipe, self.device):
+        with autocast(self.recipe.precision, self.device):
             RecomputeDecoder(self.model).prefill(self.tokens[:, 1:]).cpu()
 
 
@@ -186,19 +185,13 @@ class DecodeWork(_ModelWork):
 
     def prepare(self) -> None:
         self.decoder = RecomputeDecoder(self.model)
-        with _autocast(self.recipe, self.device):
+        with autocast(self.recipe.precision, self.device):
             self.decoder.prefill(self.tokens[:, 2:])
 
     def run(self, enter: Enter = _ignore) -> None:
         enter("forward")
-        with _autocast(self.recipe, self.device):
+        with autocast(self.recipe.precision, self.device):
             self.decoder.decode_one_token(self.tokens[:, 0]).cpu()
-
-
-def _autocast(recipe: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager:
-    if recipe.precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 _WORKS: dict[Work, Callable[[Setting], Doable]] = {

@@ -1,5 +1,6 @@
 """Training: the loop, the optimiser, the schedule."""
 
-from sparse_tx.training.trainer import Outcome, Reporter, Trainer
+from sparse_tx.training.reporter import Outcome, Reporter
+from sparse_tx.training.trainer import Trainer
 
 __all__ = ["Outcome", "Reporter", "Trainer"]

@@ -11,7 +11,8 @@ from sparse_tx.training.row_adagrad import RowAdagrad
 def make_optimisers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019) over all parameters, or Muon for the blocks' matrices.
 
-    A table of look-ups, of which a step changes few rows, has its own optimiser. Embeddings, norms and biases are not decayed: their scale is their meaning, or is undone by the
+    A table of look-ups, of which a step changes few rows, has an optimiser of its own. Embeddings,
+    norms and biases are not decayed: their scale is their meaning, or is undone by the
     normalisation that follows. Each parameter group keeps its peak learning rate as ``peak_lr``.
     """
     matrices, tables, others, lookups = [], [], [], []

@@ -2,12 +2,12 @@
 
 import contextlib
 import time
-from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparse_tx.checkpoint import Checkpoint, save_checkpoint
 from sparse_tx.config import RunConfig, SamplingConfig
@@ -16,43 +16,19 @@ from sparse_tx.errors import UserError
 from sparse_tx.evaluation import NotFinite, Score, score
 from sparse_tx.generation import generate
 from sparse_tx.model import GPT
+from sparse_tx.model.precision import autocast
 from sparse_tx.training.averaging import WeightAverage
+from sparse_tx.training.bad_steps import BadSteps
+from sparse_tx.training.clock import Clock
+from sparse_tx.training.loss_scale import LossScale
 from sparse_tx.training.metrics import MetricsLog, peak_memory_bytes
 from sparse_tx.training.optimiser import clip_gradients, make_optimisers
+from sparse_tx.training.reporter import Outcome, Reporter
 from sparse_tx.training.schedule import share_of_peak
+from sparse_tx.training.tally import Tally
 
-# What is put aside of max_minutes for the end, beyond the measured length of its evaluation.
-_CLOSING_SECONDS = 3.0
-# The share of max_minutes that the last evaluation gets at most, unless more is left anyhow.
-_CLOSING_SHARE = 0.25
 # Of the samples that show a run's progress: a little below 1, for young models ramble.
 _SAMPLING = SamplingConfig(temperature=0.8)
-
-
-class Reporter:
-    """Whoever shows a run to a person; this one shows nothing, and training itself never prints."""
-
-    def on_step(self, step: int, progress: float, figures: dict[str, Any]) -> None:
-        """A step was taken; ``progress`` is the share of the run that is done."""
-
-    def on_evaluation(self, step: int, result: Score, sample: str) -> None:
-        """The model was evaluated, and has written ``sample``."""
-
-    def on_checkpoint(self, step: int, path: Path) -> None:
-        """A checkpoint is whole on the disk."""
-
-    def on_evaluation_progress(self, done: int, total: int) -> None:
-        """``done`` of ``total`` tokens are scored."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How training ended: after which step, whether its end was reached, and the last score."""
-
-    step: int
-    finished: bool
-    result: Score | None
-    checkpoint: Path | None
 
 
 class Trainer:
@@ -69,6 +45,7 @@ class Trainer:
         device: where the model lives.
         started: ``time.monotonic()`` at the start of the command, for ``max_minutes``.
         checkpoint: continue from this one, read with its training state.
+        weights: begin a new run with these, under the names of the model's ``state_dict``.
 
     Raises:
         UserError: the windows are longer than the corpus; a state that belongs to other data.
@@ -84,12 +61,16 @@ class Trainer:
         device: torch.device,
         started: float,
         checkpoint: Checkpoint | None = None,
+        weights: dict[str, Tensor] | None = None,
     ):
         self.config, self.corpus, self.run_dir, self.reporter = config, corpus, run_dir, reporter
         self.device, self.recipe = device, config.training
         self.stop_requested = False
         torch.manual_seed(self.recipe.seed)
-        self.model = GPT(config.model).to(device)
+        self.model = GPT(config.model)
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        self.model.to(device)
         self.engine()  # one that cannot run is an error here, not in the first step
         self.optimisers = make_optimisers(self.model, self.recipe)
         self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
@@ -103,74 +84,39 @@ class Trainer:
         )
         self._byte_lengths = torch.from_numpy(corpus.tokenizer.token_bytes)
         self.step = self.tokens = 0
-        # Of the steps since the last line of the log.
-        self._nats, self._bytes = 0.0, 0
-        self._elapsed_before = self._progress = 0.0
-        self._evaluation_speed = 0.0  # tokens per second, 0 as long as it is not known
-        self._step_seconds = 0.0
-        self.lr = 0.0
-        self._sample_seconds = 0.0
+        self.bad_steps = BadSteps(self.recipe)
+        self.loss_scale = LossScale(self.recipe.precision, device)
+        self._tally = Tally()
+        self.clock = Clock(self.recipe, len(corpus.valid), started)
+        self.lr = self.matrix_lr = 0.0
         if checkpoint is not None:
             self._restore(checkpoint)
-        self._started = started
         self._last_log = (time.monotonic(), self.tokens)
         self.last_checkpoint = checkpoint.path if checkpoint else None
 
     @property
     def elapsed(self) -> float:
         """Seconds that the run has taken, those before it was resumed included."""
-        return self._elapsed_before + time.monotonic() - self._started
+        return self.clock.elapsed
 
     @property
     def progress(self) -> float:
         """The share of the run that is done: by steps if they are limited, else by time."""
         if self.recipe.max_steps is not None:
             return self.step / self.recipe.max_steps
-        # The time needed for the end is estimated anew now and then; nothing goes back for that.
-        self._progress = max(self._progress, self.elapsed / self._training_seconds())
-        return self._progress
-
-    def _training_seconds(self) -> float:
-        """Seconds from the start at which training has to stop for the run to end in time."""
-        if self.recipe.max_minutes is None:
-            return float("inf")
-        limit = 60 * self.recipe.max_minutes
-        last = min(self.recipe.final_eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
-        first = self._scored_bytes()
-        scored = last if last >= first else last + first  # a longer one goes on where it ended
-        scoring = min(1.1 * scored / self._scoring_speed(), _CLOSING_SHARE * limit)
-        # However long the closing is estimated, it may not take the run away altogether.
-        return max(limit - scoring - self._closing_seconds(), 0.1 * limit)
-
-    def _closing_seconds(self) -> float:
-        """Seconds that the end takes beside its evaluation."""
-        return _CLOSING_SECONDS + 1.2 * self._sample_seconds
-
-    def _scored_bytes(self) -> int:
-        """Bytes of an evaluation during the run."""
-        return min(self.recipe.eval_bytes or len(self.corpus.valid), len(self.corpus.valid))
-
-    def _scoring_speed(self) -> float:
-        """Tokens that are scored in a second, or infinity where nothing is known yet."""
-        # Before the first evaluation: a forward pass is a third of a training step.
-        return self._evaluation_speed or 3 * self.tokens / max(self.elapsed, 1e-9) or float("inf")
+        return self.clock.progress(self.tokens)
 
     def is_done(self) -> bool:
         """Whether the run has reached its end."""
         by_steps = self.recipe.max_steps is not None and self.step >= self.recipe.max_steps
-        return by_steps or self.elapsed + self._step_seconds >= self._training_seconds()
-
-    def _has_time_to_evaluate(self) -> bool:
-        if self.recipe.max_minutes is None:
-            return True
-        seconds = self._scored_bytes() / self._scoring_speed() + self._sample_seconds
-        return self.elapsed + seconds < self._training_seconds()
+        return by_steps or self.clock.is_over(self.tokens)
 
     def run(self) -> Outcome:
         """Train until the end of the run, or until ``stop_requested``.
 
         Raises:
-            UserError: the loss or the gradient is not finite; a checkpoint could not be written.
+            UserError: too many bad steps in a row; the loss of an evaluation is not finite; a
+                checkpoint could not be written.
         """
         metrics = MetricsLog(self.run_dir, from_step=self.step)
         try:
@@ -181,12 +127,14 @@ class Trainer:
                 self.take_step()
                 if self.is_done():
                     break
-                if self.step % self.recipe.eval_every == 0 and self._has_time_to_evaluate():
+                if self.step % self.recipe.eval_every == 0 and self.clock.has_time_to_evaluate(
+                    self.tokens
+                ):
                     self._evaluate_and_save(metrics)
                     continue
                 self._show_and_log(metrics)
                 if self.step % self.recipe.save_every == 0:
-                    self._save(valid_bpb=None)
+                    self._save_if_sound(valid_bpb=None)
             finished = self.is_done()
             if finished:
                 result = self._evaluate_and_save(metrics, last=True)
@@ -199,11 +147,18 @@ class Trainer:
     # --- One step ---------------------------------------------------------------------------
 
     def take_step(self) -> float:
-        """Take one optimiser step; returns its training loss in bits per byte."""
+        """Take one optimiser step, or skip it; returns its training loss in bits per byte.
+
+        A skipped step leaves weights, optimisers and average as they are. Its data is gone and its
+        number taken, so that data and schedule of the steps to come depend on their number alone.
+
+        Raises:
+            UserError: with this step, too many in a row were bad.
+        """
         begin = time.monotonic()
         progress = self.progress
         share = share_of_peak(self.recipe, self.step, progress)
-        self.lr = self.recipe.lr * share
+        self.lr, self.matrix_lr = self.recipe.lr * share, self.recipe.matrix_lr * share
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak_lr"] * share
@@ -214,33 +169,52 @@ class Trainer:
             n_bytes += int(self._byte_lengths[targets].sum())
             n_tokens += targets.numel()
             with self._autocast():
-                loss = self.model.loss(
+                total = self.model.loss(
                     inputs.to(self.device, non_blocking=True),
                     targets.to(self.device, non_blocking=True),
                 )
-            (loss / (targets.numel() * self.recipe.accumulation)).backward()
-            nats += loss.item()
-        norm = clip_gradients(self.model, self.recipe.clip)
-        if not (abs(nats) < float("inf") and norm < float("inf")):
-            raise UserError(
-                f"step {self.step + 1}: the loss is {nats / n_tokens:.4g} nats per token and the"
-                f" gradient's norm {norm:.4g}, so training stopped before this step changed the"
-                f" weights; {self._way_out()}"
-            )
-        for optimiser in self.optimisers:
-            optimiser.step()
-        self.model.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update(self.model)
+            loss = total / (targets.numel() * self.recipe.accumulation)
+            self.loss_scale.scaled(loss).backward()
+            nats += total.item()
+        bpb = nats / log(2) / n_bytes
         self.step += 1
         self.tokens += n_tokens
-        self._nats += nats
-        self._bytes += n_bytes
-        self._step_seconds = time.monotonic() - begin
-        return nats / log(2) / n_bytes
+        fault = self.bad_steps.fault_of_loss(bpb)
+        if fault:
+            self.bad_steps.skip()
+        else:
+            norm, fault = self._update_weights()
+        if fault is None:
+            self.bad_steps.take(bpb)
+            self._tally.add(nats, n_bytes, norm)
+        self.model.zero_grad(set_to_none=True)
+        if fault and self.bad_steps.too_many:
+            raise UserError(
+                f"step {self.step}: training stopped, as {self.bad_steps.in_a_row} bad steps came"
+                f" in a row (max_bad_steps), each of which was skipped; of the last one, {fault};"
+                f" {self._way_out()}"
+            )
+        self.clock.step_seconds = time.monotonic() - begin
+        return bpb
+
+    def _update_weights(self) -> tuple[float, str | None]:
+        """Apply the gradients; returns their norm and, if they were not applied, why."""
+        self.loss_scale.unscale(self.optimisers)
+        norm = clip_gradients(self.model, self.recipe.clip)
+        fault = self.bad_steps.fault_of_gradient(norm)
+        if fault:
+            # All optimisers or none: an overflow may be in the gradients of one of them alone.
+            self.bad_steps.skip(bad=not self.loss_scale.lower())
+            return norm, fault
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.loss_scale.keep_pace()
+        if self.average:
+            self.average.update(self.model)
+        return norm, None
 
     def _way_out(self) -> str:
-        """What to do about a loss that is not finite."""
+        """What to do about a run that goes astray."""
         rates = f"--lr (it is {self.recipe.lr:g})"
         if self.recipe.optimiser == "muon":
             rates += f" and --matrix_lr (it is {self.recipe.matrix_lr:g})"
@@ -253,9 +227,7 @@ class Trainer:
             return self.model.engine()
 
     def _autocast(self):
-        if self.recipe.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return autocast(self.recipe.precision, self.device)
 
     # --- Looking at the model -----------------------------------------------------------------
 
@@ -297,7 +269,7 @@ class Trainer:
                 f" stopped without saving the weights of this step; {self._way_out()}"
             ) from error
         if result.tokens > before:
-            self._evaluation_speed = (result.tokens - before) / (time.monotonic() - begin)
+            self.clock.evaluation_speed = (result.tokens - before) / (time.monotonic() - begin)
         return result
 
     def sample(self) -> str:
@@ -311,12 +283,12 @@ class Trainer:
                 self.model, [], length=length, settings=_SAMPLING, seed=self.recipe.seed
             )
             ids = [int(token) for token in tokens]
-        self._sample_seconds = time.monotonic() - begin
+        self.clock.sample_seconds = time.monotonic() - begin
         return self.corpus.tokenizer.decode(ids).decode("utf-8", errors="replace")
 
     def _evaluate_and_save(self, metrics: MetricsLog, last: bool = False) -> Score:
         figures = self._figures()
-        deadline = self._scoring_deadline() if last else float("inf")
+        deadline = self.clock.scoring_deadline() if last else float("inf")
         result = self.evaluate(self.recipe.eval_bytes, deadline=deadline)
         # Always of the same bytes, for checkpoints to be compared by.
         figures["valid_bpb"] = valid_bpb = result.bpb if result.complete else None
@@ -327,17 +299,12 @@ class Trainer:
         sample = self.sample()
         self._write(metrics, figures)
         metrics.write_sample(self.step, sample)
-        self._save(valid_bpb)
+        if last:
+            self._save(valid_bpb)
+        else:
+            self._save_if_sound(valid_bpb)
         self.reporter.on_evaluation(self.step, result, sample)
         return result
-
-    def _scoring_deadline(self) -> float:
-        """When the last evaluation has to end, by ``time.monotonic()``."""
-        if self.recipe.max_minutes is None:
-            return float("inf")
-        limit = 60 * self.recipe.max_minutes
-        left = limit - self.elapsed - self._closing_seconds()
-        return time.monotonic() + max(_CLOSING_SHARE * limit, left)
 
     def _show_and_log(self, metrics: MetricsLog) -> None:
         figures = self._figures()
@@ -346,23 +313,30 @@ class Trainer:
             self._write(metrics, figures)
 
     def _figures(self) -> dict[str, Any]:
-        """What is known about the steps since the last line of the log."""
+        """What is known about the steps since the last line of the log, and about the last one."""
+        tally = self._tally.figures()
         seconds = time.monotonic() - self._last_log[0]
-        return {
+        figures = {
             "step": self.step,
             "tokens": self.tokens,
             "elapsed_s": round(self.elapsed, 3),
-            # None if time ran out between two steps, right after a line was written.
-            "train_bpb": self._nats / log(2) / self._bytes if self._bytes else None,
+            "train_bpb": tally["train_bpb"],
             "valid_bpb": None,
             "lr": self.lr,
             "tokens_per_s": (self.tokens - self._last_log[1]) / max(seconds, 1e-9),
             "peak_rss_bytes": peak_memory_bytes(self.device),
+            "grad_norm": tally["grad_norm"],
+            "skipped_steps": self.bad_steps.skipped,
         }
+        if self.recipe.optimiser == "muon":
+            figures["matrix_lr"] = self.matrix_lr
+        if self.loss_scale.value is not None:
+            figures["loss_scale"] = self.loss_scale.value
+        return figures
 
     def _write(self, metrics: MetricsLog, figures: dict[str, Any]) -> None:
         metrics.write(figures)
-        self._nats, self._bytes = 0.0, 0
+        self._tally = Tally()
         self._last_log = (time.monotonic(), self.tokens)
 
     # --- Checkpoints ----------------------------------------------------------------------------
@@ -381,6 +355,15 @@ class Trainer:
         )
         self.reporter.on_checkpoint(self.step, self.last_checkpoint)
 
+    def _save_if_sound(self, valid_bpb: float | None) -> None:
+        """Save unless the last step was bad.
+
+        Weights that only bad steps follow may be broken, and each that is saved makes an older one
+        go.
+        """
+        if not self.bad_steps.in_a_row:
+            self._save(valid_bpb)
+
     def _state(self) -> dict[str, Any]:
         return {
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -392,15 +375,19 @@ class Trainer:
             "engine": list(self.engine()),
             "step": self.step,
             "tokens": self.tokens,
-            "nats": self._nats,
-            "bytes": self._bytes,
-            "elapsed_s": self.elapsed,
-            "evaluation_speed": self._evaluation_speed,
-            "sample_seconds": self._sample_seconds,
+            **self._tally.state_dict(),
+            "bad_steps": self.bad_steps.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
+            **self.clock.state_dict(),
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.training_state
+        if not state:
+            raise UserError(
+                f"{checkpoint.path} holds weights and no state of a run to go on with; begin a new"
+                f" run in another --out with --init_from {checkpoint.path}"
+            )
         if state["corpus"] != self.corpus.fingerprint:
             raise UserError(
                 f"the data '{self.config.data.data}' is not what {checkpoint.path} was trained on;"
@@ -420,7 +407,8 @@ class Trainer:
         if self.device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"])
         self.step, self.tokens = state["step"], state["tokens"]
-        self._nats, self._bytes = state["nats"], state["bytes"]
-        self._elapsed_before = state["elapsed_s"]
-        self._evaluation_speed = state["evaluation_speed"]
-        self._sample_seconds = state["sample_seconds"]
+        self._tally = Tally(state["nats"], state["bytes"], state.get("grad_norm", 0.0))
+        if "bad_steps" in state:  # checkpoints of earlier versions have none
+            self.bad_steps.load_state_dict(state["bad_steps"])
+            self.loss_scale.load_state_dict(state["loss_scale"])
+        self.clock.load_state_dict(state)

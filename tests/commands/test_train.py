@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 from sparse_tx import load_checkpoint
 from sparse_tx.commands import main as console
 from sparse_tx.commands.train import main
+from sparse_tx.model import GPT
 from tests.training.helpers import TEXT
 
 ROOT = Path(__file__).parents[2]
@@ -277,3 +279,39 @@ def test_the_console_command(capsys):
     assert console.main(["trian"]) == 2
     assert "did you mean 'train'?" in capsys.readouterr().err
     assert console.main(["train", *flags()]) == 0
+
+
+def spoil_losses(monkeypatch, steps):
+    """Let the losses of these steps, counted from 1, be no number."""
+    losses, taken = GPT.loss, []
+
+    def spoiled(self, tokens, targets):
+        total = losses(self, tokens, targets)
+        if self.training:
+            taken.append(len(taken) + 1)
+        return total * float("nan") if self.training and taken[-1] in steps else total
+
+    monkeypatch.setattr(GPT, "loss", spoiled)
+
+
+def test_skipped_steps_are_shown(capsys, monkeypatch):
+    monkeypatch.setattr("sparse_tx.commands.train._SECONDS_BETWEEN_LINES", -1)
+    spoil_losses(monkeypatch, {3, 5})
+    assert main(flags(max_steps=7, eval_every=100)) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "min left" in line]
+    for step, line in enumerate(lines, start=1):
+        assert f"step {step}  " in line
+        assert (re.search(r"(\d) skipped", line) or [0, "0"])[1] == str((step > 2) + (step > 4))
+        assert ("bits/byte" in line) == (step not in (3, 5))  # a line of the log for each step
+    assert len(lines) == 6
+
+
+def test_too_many_bad_steps_end_a_run(capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoil_losses(patch, {4, 5, 6})
+        assert main(flags(max_steps=9, max_bad_steps=3)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: step 6: training stopped, as 3 bad steps came in a row")
+    assert "resume with a lower --lr (it is 0.003) from the last good checkpoint" in said
+    assert len(said.strip().splitlines()) == 1
+    assert main(["--out=out", "--resume", "--max_bad_steps=5", "--spike=null"]) == 0

@@ -17,7 +17,10 @@ from sparse_tx.training.optimiser import make_optimisers
 from sparse_tx.training.schedule import share_of_peak
 from tests.training.helpers import make_config, make_corpus, make_trainer, read_metrics
 
-EXACT = ("step", "tokens", "train_bpb", "valid_bpb", "lr", "final_valid_bpb")
+EXACT = (
+    *("step", "tokens", "train_bpb", "valid_bpb", "lr", "final_valid_bpb"),
+    *("grad_norm", "skipped_steps"),
+)
 
 
 class Killed(Exception):
@@ -144,7 +147,7 @@ def test_a_loss_that_is_not_finite_in_an_evaluation_stops_the_run(corpus, tmp_pa
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(broken, corpus, tmp_path):
-    trainer = make_trainer(corpus, tmp_path / "run")
+    trainer = make_trainer(corpus, tmp_path / "run", make_config(max_bad_steps=3))
 
     class BreakAt(Reporter):
         def on_step(self, step, *_):
@@ -152,7 +155,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(broken, corpus, tmp_path):
                 trainer.model.token_embedding.weight.data.fill_(broken)
 
     trainer.reporter = BreakAt()
-    with pytest.raises(ValueError, match=r"step 12: the loss is nan.*step-00000010"):
+    sentence = r"step 14: training stopped, as 3 bad steps.*its loss is nan; .*step-00000010"
+    with pytest.raises(ValueError, match=sentence):
         trainer.run()
     last = read_checkpoint(find_checkpoint(tmp_path / "run"))
     assert last.step == 10
@@ -172,6 +176,7 @@ def test_time_ends_a_run_and_moves_its_learning_rate(corpus, tmp_path):
 
 
 def test_the_last_evaluation_takes_a_quarter_of_a_short_limit(corpus, tmp_path, monkeypatch):
+    from sparse_tx.training import clock
     from sparse_tx.training import trainer as module
 
     asked = []
@@ -186,7 +191,7 @@ def test_the_last_evaluation_takes_a_quarter_of_a_short_limit(corpus, tmp_path, 
         return Score(float(done), done, done, 31, done == max_bytes, (done, float(done)))
 
     monkeypatch.setattr(module, "score", slow)
-    monkeypatch.setattr(module, "_CLOSING_SECONDS", 0.5)
+    monkeypatch.setattr(clock, "_CLOSING_SECONDS", 0.5)
     settings = dict(max_steps=None, eval_every=10**6, save_every=10**6, sample_length=0)
     limited = make_config(**settings, max_minutes=0.1, eval_bytes=30, final_eval_bytes=400)
     outcome = make_trainer(corpus, tmp_path / "run", limited).run()

@@ -197,7 +197,7 @@ def _accuracy(profile: Profile) -> list[str]:
 def _caveats(profile: Profile) -> list[str]:
     """What accounting does not know."""
     if any(row.setting.training.precision != "fp32" for row in profile.rows):
-        return ["Memory is predicted for float32, and computing in bf16 takes less of it."]
+        return ["Memory is predicted for float32, and computing in 16 bits takes less of it."]
     return []
 
 

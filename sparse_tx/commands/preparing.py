@@ -1,0 +1,40 @@
+"""Read a corpus while a person waits."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from sparse_tx.config import RunConfig
+from sparse_tx.data import Corpus, Tokenizer, prepare_corpus
+from sparse_tx.errors import UserError
+from sparse_tx.folders import default_cache_dir
+
+
+def prepare_with_status(
+    console: Console, config: RunConfig, existing_tokenizer: Tokenizer | None
+) -> Corpus:
+    """Prepare the corpus that ``config`` names, showing on a terminal how far it is.
+
+    Raises:
+        UserError: see ``prepare_corpus``; there is nothing to validate with.
+    """
+    data = config.data
+    with console.status(f"preparing {data.data}") as status:
+
+        def show_progress(what: str, n_bytes: int) -> None:
+            status.update(f"{what}: {n_bytes / 1e6:,.0f} MB")
+
+        corpus = prepare_corpus(
+            data.data,
+            tokenizer=data.tokenizer,
+            vocab_size=config.model.vocab_size,
+            split=data.split,
+            cache_dir=Path(data.cache_dir) if data.cache_dir else default_cache_dir(),
+            existing_tokenizer=existing_tokenizer,
+            progress=show_progress,
+        )
+    if len(corpus.valid) == 0:
+        raise UserError(
+            f"the validation split of '{data.data}' is empty; give it a share with --split"
+        )
+    return corpus
