@@ -110,6 +110,7 @@ class LongPass(TrainingPass):
             kept["qkv"] = piece.rows(QKV, 2 * Q + V)
             self.give(norm)
             piece.split_heads(n_head, False, kept)
+            self.table_is_new = piece.table_is_new
             if not found:
                 found = [self.rows(QKV, width) for width in (Q, Q, V)]
             self.give(*held, kept["qkv"], *([kept["qk"]] if "qk" in kept else []))
