@@ -4,10 +4,12 @@
 
 The model is that of the preset long, whose settings flags change; text follows text, so that each
 step sees bytes that no step before it saw. Memory is the highest resident set of the process, torch
-itself and the text included; beside it stands what accounting predicts for the step. --compare
-takes the first step by other settings too, each in a process of its own, and sets loss and gradient
-norm beside one another: --compare "head_chunk=None stored_precision=fp32" is the plain step, blocks
-recomputed.
+itself and the text included; beside it stands what accounting predicts for the step.
+
+--compare has the first batch's gradient taken by the model and by the same one under other
+settings, each in a process of its own: --compare "head_chunk=None stored_precision=fp32" is the
+plain step, blocks recomputed. Head and branch outputs, which begin at zero in training, are drawn
+there, so that every weight has a gradient.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from dataclasses import asdict, replace
 from math import log
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import yaml
@@ -35,6 +38,24 @@ from sparse_tx.profiler.settings import engine_of
 from sparse_tx.training.optimiser import make_optimisers
 
 
+def loader_of(config: RunConfig, data: str, start_token: int) -> WindowLoader:
+    """Windows of the text, each once, in the seed's order."""
+    corpus = prepare_corpus(
+        data,
+        tokenizer="byte",
+        vocab_size=config.model.vocab_size,
+        split=config.data.split,
+        cache_dir=default_cache_dir(),
+    )
+    return WindowLoader(
+        corpus.train,
+        seq_len=config.model.seq_len,
+        batch_size=config.training.batch_size,
+        seed=config.training.seed,
+        start_token=start_token,
+    )
+
+
 def take_steps(config: RunConfig, n_steps: int, data: str) -> dict:
     """Train a new model for some steps, saying of each what it was."""
     setting = Setting(
@@ -48,25 +69,12 @@ def take_steps(config: RunConfig, n_steps: int, data: str) -> dict:
         f" {config.model.seq_len:,} tokens; predicted {predicted.total / 1e9:.2f} GB",
         flush=True,
     )
-    corpus = prepare_corpus(
-        data,
-        tokenizer="byte",
-        vocab_size=config.model.vocab_size,
-        split=config.data.split,
-        cache_dir=default_cache_dir(),
-    )
     torch.manual_seed(config.training.seed)
     reset_peak()
     before = resident_bytes()
     model = GPT(config.model)
     optimisers = make_optimisers(model, config.training)
-    loader = WindowLoader(
-        corpus.train,
-        seq_len=config.model.seq_len,
-        batch_size=config.training.batch_size,
-        seed=config.training.seed,
-        start_token=model.start_token,
-    )
+    loader = loader_of(config, data, model.start_token)
     steps = []
     for number in range(1, n_steps + 1):
         tokens, targets = loader.next_batch()
@@ -105,14 +113,52 @@ def take_steps(config: RunConfig, n_steps: int, data: str) -> dict:
     }
 
 
-def in_a_fresh_process(config: RunConfig, n_steps: int, data: str, n_threads: int) -> dict:
+def take_gradient(config: RunConfig, data: str, target: str) -> dict:
+    """The first batch's loss and gradient at drawn weights; the gradient goes into a file."""
+    torch.manual_seed(config.training.seed)
+    reset_peak()
+    before = resident_bytes()
+    model = GPT(replace(config.model, init="paper-code"))
+    torch.nn.init.normal_(model.head_weight, std=config.model.n_embd**-0.5)
+    tokens, targets = loader_of(config, data, model.start_token).next_batch()
+    loss = model.loss(tokens, targets) / targets.numel()
+    loss.backward()
+    torch.save({name: p.grad for name, p in model.named_parameters()}, target)
+    beyond = peak_resident_bytes() - before
+    return {"nats_per_token": loss.item(), "measured_beyond_bytes": beyond}
+
+
+def compare(config: RunConfig, other: RunConfig, data: str, n_threads: int) -> dict:
+    """Both losses, and how far the gradients are from one another, relative in norm."""
+    with TemporaryDirectory() as folder:
+        files = [f"{folder}/{name}" for name in ("this", "other")]
+        found = [
+            in_a_fresh_process(n_threads, take_gradient, each, data, file)
+            for each, file in zip((config, other), files, strict=True)
+        ]
+        this, that = map(torch.load, files)
+    off = {name: ((this[name] - that[name]).norm() / that[name].norm()).item() for name in that}
+    worst = max(off, key=off.get)
+    whole = sum((this[name] - that[name]).norm() ** 2 for name in that) ** 0.5
+    whole = (whole / sum(gradient.norm() ** 2 for gradient in that.values()) ** 0.5).item()
+    print(f"gradients differ by {whole:.2g} in all, {off[worst]:.2g} at most ({worst})", flush=True)
+    return {
+        "this": found[0],
+        "other": found[1],
+        "gradient_difference": whole,
+        "largest_difference": off[worst],
+        "largest_of": worst,
+    }
+
+
+def in_a_fresh_process(n_threads: int, function, *arguments) -> dict:
     with ProcessPoolExecutor(
         1,
         mp_context=get_context("spawn"),
         initializer=torch.set_num_threads,
         initargs=(n_threads,),
     ) as fresh:
-        return fresh.submit(take_steps, config, n_steps, data).result()
+        return fresh.submit(function, *arguments).result()
 
 
 def changed(config: RunConfig, settings: str) -> RunConfig:
@@ -134,7 +180,9 @@ def main() -> None:
     parser.add_argument("--data", default="stdlib")
     parser.add_argument("--seq_len", type=int)
     parser.add_argument("--model", default="", help="settings such as 'n_layer=4 head_chunk=1'")
-    parser.add_argument("--compare", action="append", default=[], help="the same, of one more step")
+    parser.add_argument(
+        "--compare", action="append", default=[], help="the same, of another gradient"
+    )
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out")
@@ -146,13 +194,13 @@ def main() -> None:
         "data": Path(args.data).name,
         "threads": args.threads,
         "model": asdict(config.model),
-        **in_a_fresh_process(config, args.steps, args.data, args.threads),
+        **in_a_fresh_process(args.threads, take_steps, config, args.steps, args.data),
         "compared": {},
     }
     for settings in args.compare:
-        print(f"with {settings}:", flush=True)
-        other = in_a_fresh_process(changed(config, settings), 1, args.data, args.threads)
-        result["compared"][settings] = other
+        print(f"beside {settings}:", flush=True)
+        other = changed(config, settings)
+        result["compared"][settings] = compare(config, other, args.data, args.threads)
     write_result(args.out, result)
 
 

@@ -32,7 +32,6 @@ def test_steps_beside_the_plain_step(tmp_path):
     assert result["measured_beyond_bytes"] > 0
     first, second = result["steps"]
     assert second["nats_per_token"] < first["nats_per_token"]
-    (plain,) = result["compared"].values()
-    assert plain["steps"][0]["nats_per_token"] == pytest.approx(first["nats_per_token"], rel=1e-6)
-    assert plain["steps"][0]["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-2)
-    assert plain["predicted_bytes"] > result["predicted_bytes"]
+    (found,) = result["compared"].values()
+    assert found["this"]["nats_per_token"] == pytest.approx(found["other"]["nats_per_token"])
+    assert 0 < found["gradient_difference"] < 2 * 2 * 2**-9  # two blocks, stored in bf16
