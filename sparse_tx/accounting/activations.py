@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from sparse_tx.accounting.backward_pass import TrainingPass
 from sparse_tx.accounting.forward_pass import (
     ACTIVATION_GRADIENTS,
     ATTENTION,
@@ -14,6 +13,7 @@ from sparse_tx.accounting.forward_pass import (
     ForwardPass,
     Workspace,
 )
+from sparse_tx.accounting.long_blocks import LongPass
 from sparse_tx.accounting.memory import training_state
 from sparse_tx.accounting.parameters import list_weights
 from sparse_tx.config import ModelConfig, TrainingConfig
@@ -51,12 +51,13 @@ def training_peak(
         model: the model; of its engine only what ``workspaces`` says is known here.
         training: the batch size and the optimisers.
         T: tokens of a sequence; ``model.seq_len`` when not given.
-        workspaces: of the attention engine, layer after layer, tiled over the depth; none if empty.
+        workspaces: of the attention engine, layer after layer, tiled over the depth, each for the
+            heads that it takes at a time; none if empty.
 
     Raises:
         UserError: ``T`` is below 1.
     """
-    run = TrainingPass(model, T, training.batch_size, workspaces)
+    run = LongPass(model, T, training.batch_size, workspaces)
     state = training_state(model, training)
     for part, size in (
         ("weights", state.weights),
@@ -96,7 +97,7 @@ def inference_peak(
     Raises:
         UserError: ``T`` or ``batch`` is below 1.
     """
-    run = ForwardPass(replace(model, dropout=0.0), T, batch, workspaces)
+    run = LongPass(replace(model, dropout=0.0), T, batch, workspaces)
     run.ledger.take("weights", sum(w.parameters for w in list_weights(model)) * FLOAT)
     run.ledger.take(TOKENS, 2 * run.N * INT64)  # with targets, or with the start symbol before
     run.rotary_table()

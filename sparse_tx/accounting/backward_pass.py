@@ -26,17 +26,22 @@ class TrainingPass(ForwardPass):
         self.weights(WEIGHT_GRADIENTS, V * C)
         self.give(d_hidden, d_head)
         gradient = self.through_norm(gradient, x, of_norm)
-        for number in reversed(range(config.n_layer)):
-            kept = blocks[number]
-            if config.recompute:
-                kept |= self.recompute_block(number)
-            gradient = self.block_backward(number, kept, gradient)
+        gradient = self.blocks_backward(blocks, gradient)
         if rows := self.N * config.lookups_per_token:  # a sparse gradient: rows and their places
             self.ledger.take(WEIGHT_GRADIENTS, rows * (C * FLOAT + INT64))
         for weights in list_weights(config):
             if not weights.in_block and weights.part in ("embeddings", "positions"):
                 self.weights(WEIGHT_GRADIENTS, weights.parameters)
         self.give(gradient, *indices)
+
+    def blocks_backward(self, blocks: list[dict], gradient: Held) -> Held:
+        """All blocks, the last first."""
+        for number in reversed(range(self.config.n_layer)):
+            kept = blocks[number]
+            if self.config.recompute:
+                kept |= self.recompute_block(number)
+            gradient = self.block_backward(number, kept, gradient)
+        return gradient
 
     def recompute_block(self, number: int) -> dict[str, Held]:
         """A block's forward pass once more, up to the last tensor that is kept."""
@@ -165,24 +170,35 @@ class TrainingPass(ForwardPass):
 
     def attention_backward(self, number: int, kept: dict, d_branch: Held, gradient: Held) -> Held:
         """From the gradient of the branch's output to that of its normalised input."""
-        config, C, Q = self.config, self.config.n_embd, self.config.qk_width
+        C, Q, H = self.config.n_embd, self.config.qk_width, self.config.n_head
         workspace = self.workspaces[number % len(self.workspaces)]
         self.weights(WEIGHT_GRADIENTS, C * C)
         d_heads = self.rows(ACTIVATION_GRADIENTS, C)
         if d_branch is not gradient:
             self.give(d_branch)
-        d_lse = self.rows(ACTIVATION_GRADIENTS, config.n_head)
+        d_lse = self.rows(ACTIVATION_GRADIENTS, H)
         d_q, d_k = self.rows(ACTIVATION_GRADIENTS, Q), self.rows(ACTIVATION_GRADIENTS, Q)
         d_v = self.rows(ACTIVATION_GRADIENTS, C)
         self.give(self.ledger.take(WORKSPACE, workspace.backward))
         self.give(d_lse, d_heads, kept["heads"], kept["lse"])
+        return self.projection_backward(H, kept, [d_q, d_k], [d_v])
+
+    def projection_backward(
+        self, n_head: int, kept: dict, d_qk_parts: list[Held], d_v: list[Held]
+    ) -> Held:
+        """From the gradients of so many heads' queries, keys and values to that of what is
+        projected."""
+        config, C = self.config, self.config.n_embd
+        Q, V = (n_head * width // config.n_head for width in (config.qk_width, C))
         turned, normed = config.position == "rope", config.qk_norm
         if turned:
             self.give(kept["qk"])
         d_qk = self.rows(ACTIVATION_GRADIENTS, 2 * Q)
-        self.give(d_q, d_k)
+        self.give(*d_qk_parts)
         if turned:
-            copy = self.ledger.take(WORKSPACE, self.T * Q // config.n_head * FLOAT)
+            copy = self.ledger.take(
+                WORKSPACE, self.N // self.batch * config.qk_width // config.n_head * FLOAT
+            )
             before = self.rows(ACTIVATION_GRADIENTS, 2 * Q)
             self.give(copy, d_qk)
             d_qk = before
@@ -194,9 +210,9 @@ class TrainingPass(ForwardPass):
             self.give(copy, d_qk, kept["qk stats"])
             d_qk = before
         self.give(kept["qkv"])
-        d_qkv = self.rows(ACTIVATION_GRADIENTS, 2 * Q + C)
-        self.give(d_qk, d_v)
-        self.weights(WEIGHT_GRADIENTS, (2 * Q + C) * C)
+        d_qkv = self.rows(ACTIVATION_GRADIENTS, 2 * Q + V)
+        self.give(d_qk, *d_v)
+        self.weights(WEIGHT_GRADIENTS, (2 * Q + V) * C)
         d_norm = self.rows(ACTIVATION_GRADIENTS, C)
         self.give(d_qkv, kept["attention in"])
         return d_norm

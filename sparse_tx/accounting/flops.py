@@ -158,19 +158,20 @@ def _flops(config: ModelConfig, T: int, batch: int, pairs: int) -> Flops:
     """``pairs`` are those of one sequence, over all layers and heads."""
     require_count("batch", batch, "sequences")
     C, N, layers = config.n_embd, batch * T, config.n_layer
-    block_again = N if config.recompute else 0
-    pairs_again = batch * pairs if config.recompute else 0
+    again = int(config.recomputes)
+    # Some heads at a time are computed for the rest of the block, then for themselves; their
+    # queries, keys and values once more chunk by chunk, when the gradients of these are there.
+    heads_again, qkv_again = (again, again) if config.head_chunk is None else (2, 3)
 
     def attention_product(width: int, products_backward: int) -> Passes:
         product = matrix_product(batch * pairs, width // config.n_head, 1)
-        again = matrix_product(pairs_again, width // config.n_head, 1)
-        return Passes(product, products_backward * product, again)
+        return Passes(product, products_backward * product, heads_again * product)
 
     return Flops(
-        qkv=linear(N, C, 2 * config.qk_width + C, again=block_again) * layers,
+        qkv=linear(N, C, 2 * config.qk_width + C, again=qkv_again * N) * layers,
         scores=attention_product(config.qk_width, 3),
         values=attention_product(C, 2),
-        output=linear(N, C, C, again=block_again) * layers,
+        output=linear(N, C, C, again=again * N) * layers,
         feed_forward=_feed_forward(config, T, batch) * layers,
         head=linear(N, C, config.vocab_size),  # its gradients are taken while the logits exist
     )
@@ -181,14 +182,16 @@ def _feed_forward(config: ModelConfig, T: int, batch: int) -> Passes:
 
     Recomputation ends at the last tensor that the backward pass needs. A piece needs no output
     (the second matrix), nor does a block unless dropout follows; if that block's feed-forward is
-    in pieces, which need their inputs alone, the last of them is not even begun.
+    in pieces, which need their inputs alone, the last of them is not even begun. With
+    ``head_chunk``, pieces are those of the rest of the block too, computed again as a whole.
     """
     N, hidden = batch * T, config.ff_width
     gates = 2 if config.activation == "swiglu" else 1
     piece = max(1, config.chunk // batch)  # tokens of each sequence
-    in_pieces = config.chunk < N
-    again_expand, again_out = (N, N) if config.recompute else (0, 0)
-    if config.recompute and not config.dropout:
+    long = config.head_chunk is not None
+    in_pieces = config.chunk < (batch if long else N)
+    again_expand, again_out = (N, N) if config.recomputes else (0, 0)
+    if config.recompute and not long and not config.dropout:
         last = batch * ((T - 1) % piece + 1) if in_pieces else N
         again_expand -= last if in_pieces else 0
         again_out -= last

@@ -15,7 +15,7 @@ from sparse_tx.config import ModelConfig
 
 FLOAT, INT64 = 4, 8
 # The state of the random numbers on a CPU, kept with whatever is recomputed.
-_RANDOM_STATE = 5056
+RANDOM_STATE = 5056
 
 # Who holds memory, as a person would name it.
 TOKENS = "tokens"
@@ -83,21 +83,8 @@ class ForwardPass:
         Returns:
             what is kept of the embeddings, of each block, and of the end.
         """
-        config = self.config
         x, indices = self.embed(keep)
-        kept_blocks = []
-        for number in range(config.n_layer):
-            keep_block = keep and not config.recompute
-            new, kept = self.block(number, keep_block)
-            if keep:
-                kept["x"] = x
-                kept["random state"] = self.ledger.take(
-                    RESIDUAL, _RANDOM_STATE if config.recompute else 0
-                )
-            else:
-                self.give(x)
-            kept_blocks.append(kept)
-            x = new
+        x, kept_blocks = self.blocks(x, keep)
         hidden, of_norm = self.norm(keep)
         if not keep:
             self.give(x)
@@ -107,6 +94,23 @@ class ForwardPass:
         gradients = self.loss(keep)
         self.give(hidden)
         return indices, kept_blocks, [*gradients, x, *of_norm]
+
+    def blocks(self, x: Held, keep: bool) -> tuple[Held, list[dict[str, Held]]]:
+        """All blocks: their result, and what is kept of each."""
+        config, kept_blocks = self.config, []
+        for number in range(config.n_layer):
+            keep_block = keep and not config.recompute
+            new, kept = self.block(number, keep_block)
+            if keep:
+                kept["x"] = x
+                kept["random state"] = self.ledger.take(
+                    RESIDUAL, RANDOM_STATE if config.recompute else 0
+                )
+            else:
+                self.give(x)
+            kept_blocks.append(kept)
+            x = new
+        return x, kept_blocks
 
     def embed(self, keep: bool) -> tuple[Held, list[Held]]:
         """Token embeddings, those of earlier tokens, look-ups, and tables of positions."""
@@ -201,24 +205,7 @@ class ForwardPass:
         config, C, Q = self.config, self.config.n_embd, self.config.qk_width
         kept["attention in"], kept["of attention norm"] = self.norm(keep)
         kept["qkv"] = self.rows(QKV, 2 * Q + C)
-        held = ["attention in", "qkv"]
-        if config.qk_norm:
-            copy = self.rows(QKV, 2 * Q)
-            kept["qk"] = self.rows(QKV, 2 * Q)
-            kept["qk stats"] = self.rows(QKV, 4 * config.n_head)
-            self.give(copy)
-            if not keep:
-                self.give(kept["qk stats"])
-            held.append("qk")
-        if config.position == "rope":
-            if self.table_is_new:  # made of angles and complex numbers in float64, 3 times as large
-                self.give(self.ledger.take(ROTARY_TABLE, 3 * self.table.size))
-                self.table_is_new = False
-            rotated = self.rows(QKV, 2 * Q)
-            if config.qk_norm:
-                self.give(kept["qk"])
-            kept["qk"] = rotated
-            held.append("qk")
+        self.split_heads(config.n_head, keep, kept)
         workspace = self.workspaces[number % len(self.workspaces)]
         kept["heads"] = self.rows(ATTENTION, C)
         kept["lse"] = self.rows(ATTENTION, config.n_head)
@@ -227,7 +214,27 @@ class ForwardPass:
             self.give(kept["lse"])
         kept["output"] = self.rows(RESIDUAL, C)
         if not keep:
-            self.give(*(kept[name] for name in {*held, "heads"}))
+            held = ("attention in", "qkv", "qk", "heads")
+            self.give(*(kept[name] for name in held if name in kept))
+
+    def split_heads(self, n_head: int, keep: bool, kept: dict[str, Held]) -> None:
+        """Queries and keys of so many heads, normalised and rotated as configured."""
+        config, Q = self.config, n_head * self.config.qk_width // self.config.n_head
+        if config.qk_norm:
+            copy = self.rows(QKV, 2 * Q)
+            kept["qk"] = self.rows(QKV, 2 * Q)
+            kept["qk stats"] = self.rows(QKV, 4 * n_head)
+            self.give(copy)
+            if not keep:
+                self.give(kept["qk stats"])
+        if config.position == "rope":
+            if self.table_is_new:  # made of angles and complex numbers in float64, 3 times as large
+                self.give(self.ledger.take(ROTARY_TABLE, 3 * self.table.size))
+                self.table_is_new = False
+            rotated = self.rows(QKV, 2 * Q)
+            if config.qk_norm:
+                self.give(kept["qk"])
+            kept["qk"] = rotated
 
     def feed_forward(self, keep: bool, kept: dict[str, Held]) -> None:
         """The feed-forward branch, in pieces where the text is long."""
@@ -253,7 +260,7 @@ class ForwardPass:
 
     def random_states(self) -> Held:
         """One for each piece."""
-        return self.ledger.take(FEED_FORWARD, len(self.pieces()) * _RANDOM_STATE)
+        return self.ledger.take(FEED_FORWARD, len(self.pieces()) * RANDOM_STATE)
 
     def pieces(self) -> list[int]:
         """The vectors of each piece."""

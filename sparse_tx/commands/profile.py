@@ -114,7 +114,9 @@ def _profile(argv: list[str]) -> int:
     memory, works = _memory(args), _works(args.work)
     if args.tokens is not None and "train" not in works:
         raise UserError("--tokens asks what training costs; add train to --work, or leave it out")
-    recompute = _RECOMPUTE[args.recompute] or (model.recompute,)
+    # With heads in groups, blocks are recomputed whatever else is asked.
+    grouped = model.head_chunk is not None
+    recompute = (True,) if grouped else _RECOMPUTE[args.recompute] or (model.recompute,)
     settings = tuple(
         Setting(
             work=work,
@@ -242,10 +244,19 @@ def _model(args) -> tuple[str, ModelConfig, TrainingConfig]:
     )
     return (
         f"{name}: {count_parameters(model).total:,} parameters, {model.n_layer} layers, width"
-        f" {model.n_embd}, {model.n_head} heads, batch size {training.batch_size}",
+        f" {model.n_embd}, {model.n_head} heads{_grouping(model)}, batch size"
+        f" {training.batch_size}",
         model,
         training,
     )
+
+
+def _grouping(model: ModelConfig) -> str:
+    """How heads are grouped and blocks stored, for the title; empty if they are not."""
+    if model.head_chunk is None:
+        return ""
+    stored = ", blocks stored in bf16" if model.stored_precision == "bf16" else ""
+    return f" taken {model.head_chunk} at a time{stored}"
 
 
 def _lengths(args, model: ModelConfig) -> tuple[int, ...]:
@@ -280,11 +291,13 @@ def _memory(args) -> int | None:
 
 
 def _kinds_to_fit(first: dict[str, Setting], labels: tuple[str, ...]) -> list[Setting]:
-    """Of each pattern: training without and with recomputation, and reading a prompt."""
+    """Of each pattern: training without (if it can) and with recomputation; reading a prompt."""
     kinds = []
     for label in labels:
         setting = first[label]
         for work, again in (("train", False), ("train", True), ("prefill", False)):
+            if work == "train" and setting.model.head_chunk is not None and not again:
+                continue  # there is no such training
             model = replace(setting.model, recompute=again)
             kinds.append(replace(setting, work=work, model=model))
     return kinds

@@ -51,6 +51,7 @@ from sparse_tx.config import (
 from sparse_tx.data import Corpus
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation import Score
+from sparse_tx.profiler.step_room import require_room_for_step
 from sparse_tx.training import Reporter, Trainer
 
 DESCRIPTION = """Train a model: by default the preset cpu, on the Python sources of this machine,
@@ -58,6 +59,8 @@ for ten minutes. Settings are taken from defaults, --preset, --config and flags,
 stronger."""
 
 _PRESET, _OUT = "cpu", "out"
+# Flags that are no settings of the run.
+_OWN_FLAGS = ("preset", "config", "out", "resume", "overwrite", "ignore_memory")
 # What a resumed run may do otherwise than before, without becoming another run.
 _FREE_ON_RESUME = {
     "max_steps",
@@ -79,6 +82,10 @@ _FREE_ON_RESUME = {
     "device",
     "cache_dir",
     "engine",
+    "recompute",
+    "chunk",
+    "head_chunk",
+    "stored_precision",
 }
 # Without a terminal, a line of progress is printed this often.
 _SECONDS_BETWEEN_LINES = 15
@@ -97,6 +104,7 @@ def _parser() -> CommandParser:
     add("--out", type=str, default=_OUT, help="Run directory: metrics, events, checkpoints.")
     add("--resume", action="store_true", help="Continue the run in --out with its settings.")
     add("--overwrite", action="store_true", help="Throw away the run in --out.")
+    add("--ignore_memory", action="store_true", help="Begin even if memory is known not to do.")
     for part in (DataConfig, ModelConfig, TrainingConfig):
         parser.add_class_arguments(part)
     return parser
@@ -136,7 +144,7 @@ def _parse(argv: list[str]) -> tuple[RunConfig, Any, Checkpoint | None]:
         file.flush()
         args = _parser().parse_args([f"--config={file.name}", *files, *flags])
     settings = args.as_dict()
-    own = {name: settings.pop(name) for name in ("preset", "config", "out", "resume", "overwrite")}
+    own = {name: settings.pop(name) for name in _OWN_FLAGS}
     return RunConfig.from_flat(settings), own, checkpoint
 
 
@@ -203,6 +211,8 @@ def _train(argv: list[str]) -> int:
     origin = checkpoint or source
     corpus = prepare_with_status(show.console, config, origin.tokenizer if origin else None)
     config = replace(config, model=replace(config.model, vocab_size=corpus.tokenizer.vocab_size))
+    if not own["ignore_memory"]:
+        require_room_for_step(config, device.type, resumes=own["resume"])
     trainer = Trainer(
         config,
         corpus,

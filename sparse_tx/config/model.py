@@ -70,6 +70,13 @@ class ModelConfig:
     """Whether blocks are computed again in the backward pass instead of kept."""
     chunk: int = 16_384
     """Tokens of the batch that feed-forward, head and loss take at a time."""
+    head_chunk: int | None = None
+    """Heads of a layer that attention takes at a time, for texts so long that even one layer's
+    queries and keys are too large: norms and projections then take chunk tokens at a time, and
+    training recomputes blocks. All heads together, in one piece, when not given."""
+    stored_precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the blocks' inputs that head_chunk stores to recompute from: bf16 halves them, and rounds
+    what gradients are taken at to 8 bits; the loss stays exact."""
     engine: str = "auto"
     """Attention engine: auto, reference, views, cpu, flex or triton."""
 
@@ -92,6 +99,15 @@ class ModelConfig:
                     f"{name} is {width}, which {self.n_head} heads (n_head) cannot share equally;"
                     f" use a multiple of {self.n_head}"
                 )
+        if self.head_chunk is not None and self.head_chunk < 1:
+            raise UserError(
+                f"head_chunk is {self.head_chunk}; it must be 1 or more, or null for all heads"
+            )
+        if self.stored_precision == "bf16" and self.head_chunk is None:
+            raise UserError(
+                "stored_precision is bf16, which head_chunk alone makes use of; set head_chunk too"
+                f" ({self.n_head} takes all heads at a time)"
+            )
         if self.ff_width < 1:
             raise UserError(f"n_ff is {self.n_ff}; it must be 1 or more")
         if any(n < 1 for n in self.ngrams) or list(self.ngrams) != sorted(set(self.ngrams)):
@@ -122,6 +138,18 @@ class ModelConfig:
     def stack(self) -> Stack:
         """The parsed ``pattern``."""
         return parse_pattern(self.pattern)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether training computes blocks again in the backward pass."""
+        return self.recompute or self.head_chunk is not None
+
+    @property
+    def head_groups(self) -> tuple[range, ...]:
+        """The heads of a layer in groups that attention takes at a time."""
+        size = self.head_chunk or self.n_head
+        firsts = range(0, self.n_head, size)
+        return tuple(range(first, min(first + size, self.n_head)) for first in firsts)
 
     @property
     def qk_width(self) -> int:

@@ -51,22 +51,49 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, T, C = x.shape
-        H, qk_width = self.config.n_head, self.config.qk_width
-        qk, v = self.to_qkv(x).split((2 * qk_width, C), dim=-1)
-        qk, v = qk.view(B, T, 2 * H, -1), v.view(B, T, H, -1)
-        if self.config.qk_norm:
-            qk = F.layer_norm(qk, qk.shape[-1:])
-        if self.config.position == "rope":
-            qk = rotate(qk)
-        # Under autocast, norms and rotations may come back in a wider type than the projection.
-        q, k = qk.to(v.dtype).chunk(2, dim=2)  # (B, T, H, D) each
+        q, k, v = self.split_heads(self.to_qkv(x))
         out = sparse_attention(
             *(part.transpose(1, 2) for part in (q, k, v)),  # views, (B, H, T, D)
             self.layer,
             engine=self.config.engine,
         )
-        return self.to_out(out.transpose(1, 2).reshape(B, T, C))
+        return self.to_out(out.transpose(1, 2).reshape(x.shape))
+
+    def split_heads(
+        self, qkv: Tensor, start: int = 0, T: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, ``(B, n, H, D)`` each, normalised and rotated as configured.
+
+        Args:
+            qkv: what the projection gave for all heads or some: ``(B, n, 2 H D + H D_v)``.
+            start: the position of the first of the n tokens.
+            T: tokens of the whole text; n when not given.
+        """
+        B, n, width = qkv.shape
+        D, D_v = (w // self.config.n_head for w in (self.config.qk_width, self.config.n_embd))
+        H = width // (2 * D + D_v)
+        qk, v = qkv.split((2 * H * D, H * D_v), dim=-1)
+        qk, v = qk.view(B, n, 2 * H, D), v.view(B, n, H, D_v)
+        if self.config.qk_norm:
+            qk = F.layer_norm(qk, qk.shape[-1:])
+        if self.config.position == "rope":
+            qk = rotate(qk, start, T)
+        # Under autocast, norms and rotations may come back in a wider type than the projection.
+        q, k = qk.to(v.dtype).chunk(2, dim=2)
+        return q, k, v
+
+    def projection_of(self, heads: range) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias by which ``to_qkv`` makes queries, keys and values of some heads."""
+        H = self.config.n_head
+        rows, first = [], 0
+        for width in (self.config.qk_width, self.config.qk_width, self.config.n_embd):
+            rows.append(slice(first + heads.start * width // H, first + heads.stop * width // H))
+            first += width
+        weight, bias = self.to_qkv.weight, self.to_qkv.bias
+        return (
+            torch.cat([weight[those] for those in rows]),
+            None if bias is None else torch.cat([bias[those] for those in rows]),
+        )
 
 
 class FeedForward(nn.Module):
@@ -112,5 +139,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return self._add_feed_forward(x + self.dropout(self.attention(self.attention_norm(x))))
+
+    def after_heads(self, x: Tensor, heads: Tensor) -> Tensor:
+        """The block's result for its input and the outputs of its heads, ``(B, T, C)`` each."""
+        return self._add_feed_forward(x + self.dropout(self.attention.to_out(heads)))
+
+    def _add_feed_forward(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

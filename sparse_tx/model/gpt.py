@@ -9,6 +9,7 @@ from sparse_tx.attention import check_engine_name, resolve_engine
 from sparse_tx.config import ModelConfig
 from sparse_tx.errors import UserError
 from sparse_tx.model.block import Block, make_norm
+from sparse_tx.model.long_blocks import through_long_blocks
 from sparse_tx.model.lookups import Lookups
 from sparse_tx.model.loss import chunked_cross_entropy
 from sparse_tx.model.positions import PositionTables
@@ -126,6 +127,8 @@ class GPT(nn.Module):
             x = x + self.lookups(tokens)
         if self.positions is not None:
             x = x + self.positions(T)
+        if self.config.head_chunk is not None:
+            return self.final_norm(through_long_blocks(x, self.blocks))
         for block in self.blocks:
             if self.config.recompute and torch.is_grad_enabled():
                 # The random state is kept, so that dropout repeats itself in the second pass.

@@ -48,15 +48,21 @@ def _compute_turns(T: int, D: int, device: torch.device) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)[:, None]
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Rotate queries or keys ``(B, T, H, D)`` by their positions, neighbours of D as pairs.
+def rotate(x: Tensor, start: int = 0, T: int | None = None) -> Tensor:
+    """Rotate queries or keys ``(B, n, H, D)`` by their positions, neighbours of D as pairs.
 
     Their products then depend on the distance of the positions only. Source: Su et al. 2021
     (arXiv:2104.09864), with base 10,000. As complex numbers this is one product, not seven.
+
+    Args:
+        x: of the positions from ``start`` on.
+        start: of a piece of a text, where it begins.
+        T: tokens of the whole text, all of whose pieces share one table; n when not given.
     """
     half = x.dtype in (torch.float16, torch.bfloat16)  # which have no complex counterpart
     pairs = torch.view_as_complex((x.float() if half else x).unflatten(-1, (-1, 2)))
-    T, D = x.shape[1], x.shape[3]
+    n, D = x.shape[1], x.shape[3]
+    T = n if T is None else T
     # One table for all lengths up to a power of two: a growing text does not need one a token.
-    turns = _turns(1 << (T - 1).bit_length(), D, x.device)[:T]
+    turns = _turns(1 << (T - 1).bit_length(), D, x.device)[start : start + n]
     return torch.view_as_real(pairs * turns).flatten(-2).to(x)

@@ -89,7 +89,56 @@ def limit_memory(further_bytes: int, device: str) -> None:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free on the device, ``cpu`` or ``cuda``."""
+    """Memory that this process could still take on the device, ``cpu`` or ``cuda``.
+
+    On a CPU, of what the machine has and of what the process's control groups leave, the less.
+
+    Raises:
+        OSError: the system does not tell.
+        KeyError: the same.
+    """
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
-    return memory_field("/proc/meminfo", "MemAvailable")
+    available = memory_field("/proc/meminfo", "MemAvailable")
+    return min([available, *control_group_rooms(Path("/"))])
+
+
+def control_group_rooms(root: Path) -> list[int]:
+    """What is left of every limit on memory that control groups set this process, in bytes.
+
+    Files that the kernel keeps in memory count as used there, but it drops them for who needs room.
+
+    Args:
+        root: the folder in which ``proc`` and ``sys`` lie.
+    """
+    found = []
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, place = line.split(":", 2)
+            if controllers == "":  # version 2
+                base, limit, used, prefix = "", "memory.max", "memory.current", ""
+            elif "memory" in controllers.split(","):
+                base, prefix = "memory", "total_"
+                limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            else:
+                continue
+            # Within a container, the upper part of the path may not be there: its root is the top.
+            top = root / "sys/fs/cgroup" / base
+            group = top / place.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(top):
+                    found += _left_of(folder, limit, used, prefix)
+    return found
+
+
+def _left_of(group: Path, limit: str, used: str, prefix: str) -> list[int]:
+    """What is left of the limit of one control group; empty if it has none."""
+    try:
+        most, now = (group / limit).read_text().strip(), int((group / used).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return []
+    if most == "max":
+        return []
+    files = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    return [max(0, int(most) - now + files)]

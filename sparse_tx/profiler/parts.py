@@ -27,6 +27,9 @@ def measure_parts(work: Doable, device: str) -> dict[str, float]:
     the pass that it belongs to: ``.forward``, ``.backward``, or ``.recompute`` for what the
     backward pass computes again. ``optimiser`` has one pass only. Of the work ``attention``, times
     are the mean over the layers of its pattern.
+
+    With ``head_chunk``, the blocks' attention and its projection to queries, keys and values are
+    ``other``, and so are their backward passes.
     """
     clocks = _Clocks(device)
     if work.model is None:

@@ -64,7 +64,8 @@ def predict_peak(setting: Setting, engine: str) -> PeakMemory:
 
     Arguments and errors as of ``predict``.
     """
-    return _peak(setting, _workspaces(setting.model, engine, setting.training.batch_size))
+    batch = setting.training.batch_size
+    return _peak(setting, _workspaces(counted_model(setting), engine, batch))
 
 
 def bytes_within(setting: Setting, engine: str, limit: float) -> int:
@@ -109,7 +110,13 @@ def counted_model(setting: Setting) -> ModelConfig:
     """The model whose layers the work goes through: for attention alone, one round of them."""
     if setting.work != "attention":
         return setting.model
-    return replace(setting.model, n_layer=len(setting.model.stack.layers), recompute=False)
+    return replace(
+        setting.model,
+        n_layer=len(setting.model.stack.layers),
+        recompute=False,
+        head_chunk=None,
+        stored_precision="fp32",
+    )
 
 
 def _layers_averaged(setting: Setting) -> int:
@@ -135,7 +142,10 @@ def _workspaces(model: ModelConfig, engine: str, batch: int) -> tuple[Workspace,
     sizes = dict(B=batch, T=model.seq_len, D=model.qk_width // H, D_v=model.n_embd // H)
     found = []
     for layer in model.stack.layers:
-        forward, backward = workspace_bytes(engine, layer.heads(H), **sizes)
+        patterns = layer.heads(H)
+        groups = {patterns[heads.start : heads.stop] for heads in model.head_groups}
+        each = [workspace_bytes(engine, group, **sizes) for group in groups]
+        forward, backward = map(max, zip(*each, strict=True))
         found.append(Workspace(forward=forward, backward=backward))
     return tuple(found)
 

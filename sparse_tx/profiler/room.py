@@ -17,7 +17,7 @@ from sparse_tx.profiler.settings import at, engine_of
 _MOST_SEQUENCES = 1 << 20
 _SHORT = 256
 # Of the room, what is left free: measured peaks were up to 2 % above predicted ones.
-_HEADROOM = 0.03
+HEADROOM = 0.03
 
 
 def find_fits(
@@ -62,7 +62,7 @@ def find_fits(
 
 def _room(memory: int, baseline: int) -> int:
     """What predicted peaks may take, so that measured ones stay within the memory."""
-    return int((1 - _HEADROOM) * (memory - baseline))
+    return int((1 - HEADROOM) * (memory - baseline))
 
 
 def _longest(setting: Setting, memory: int, baseline: int) -> Fit:

@@ -64,10 +64,13 @@ def draw(config: ModelConfig, batch: int) -> torch.Tensor:
 def workspaces(config: ModelConfig, batch: int) -> tuple[Workspace, ...]:
     H = config.n_head
     sizes = dict(B=batch, T=config.seq_len, D=config.qk_width // H, D_v=config.n_embd // H)
-    found = [
-        workspace_bytes(config.engine, layer.heads(H), **sizes) for layer in config.stack.layers
-    ]
-    return tuple(Workspace(forward=f, backward=b) for f, b in found)
+    found = []
+    for layer in config.stack.layers:
+        groups = [layer.heads(H)[heads.start : heads.stop] for heads in config.head_groups]
+        each = [workspace_bytes(config.engine, group, **sizes) for group in groups]
+        forward, backward = map(max, zip(*each, strict=True))
+        found.append(Workspace(forward=forward, backward=backward))
+    return tuple(found)
 
 
 def step_peaks(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]:
@@ -114,10 +117,41 @@ def test_a_training_step_allocates_what_is_predicted(settings, recompute):
     assert predicted == pytest.approx(allocated, rel=3e-3)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_batches(recompute):
+@pytest.mark.parametrize("stored_precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(head_chunk=1),
+        MODERN | dict(head_chunk=2),
+        MODERN | dict(head_chunk=1, n_head=3, n_layer=5),
+        MODERN | dict(head_chunk=2, norm="rmsnorm", bias=True, n_head=3),
+        dict(activation="swiglu", dropout=0.1, head_chunk=1, position="none", qk_norm=True),
+        dict(tie_embeddings=True, n_qk=36, n_ff=97, position="rope", head_chunk=1, norm="rmsnorm"),
+        MODERN | dict(pattern="fixed:31:5,dense", head_chunk=1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("chunk", [401, 10_000])
+def test_long_blocks_allocate_what_is_predicted(settings, stored_precision, chunk):
+    longer = dict(seq_len=3011, chunk=chunk, stored_precision=stored_precision)
+    config = make_config(engine="cpu", **settings, **longer)
+    predicted, allocated = step_peaks(config, TrainingConfig(max_steps=1))
+    assert predicted == pytest.approx(allocated, rel=3e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(recompute=True),
+        dict(head_chunk=1, chunk=900, engine="cpu"),
+        dict(head_chunk=1, chunk=900, engine="cpu", norm="rmsnorm", stored_precision="bf16"),
+    ],
+    ids=str,
+)
+def test_batches(settings):
     training = TrainingConfig(max_steps=1, batch_size=3)
-    predicted, allocated = step_peaks(make_config(recompute=recompute, **MODERN), training)
+    predicted, allocated = step_peaks(make_config(**MODERN | settings), training)
     assert predicted == pytest.approx(allocated, rel=1e-3)
 
 
@@ -129,7 +163,16 @@ def test_a_short_text_is_ruled_by_the_weights(optimiser, width):
     assert predicted == pytest.approx(allocated, rel=0.01)  # vectors of the width are left out
 
 
-@pytest.mark.parametrize("settings", [dict(), MODERN, dict(norm="rmsnorm", chunk=900)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        MODERN,
+        dict(norm="rmsnorm", chunk=900),
+        MODERN | dict(head_chunk=1, chunk=900, stored_precision="bf16"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("last_only", [False, True])
 def test_inference_allocates_what_is_predicted(settings, last_only):
     config = make_config(dropout=0.1, recompute=True, **settings)

@@ -124,6 +124,17 @@ def test_recompute_equals_what_torch_runs_again(activation, dropout, recompute, 
     assert flops.without_recompute == kept.without_recompute == kept.total
 
 
+@pytest.mark.parametrize("chunk", [1, 16, 93])
+@pytest.mark.parametrize("settings", [dict(), dict(dropout=0.1), dict(activation="swiglu")])
+def test_heads_at_a_time_are_run_more_often(settings, chunk):
+    config = make_config(head_chunk=1, chunk=chunk, **settings)
+    flops = nominal_flops(config, 31, B)
+    assert accounted(flops, keeps_weights=True) == counted_by_torch(config)
+    assert flops.scores.recompute == 2 * flops.scores.forward
+    assert flops.qkv.recompute == 3 * flops.qkv.forward
+    assert flops.output.recompute == flops.output.forward
+
+
 @pytest.mark.parametrize("notation", HEADS)
 def test_useful_equals_brute_force_over_the_pairs(notation):
     """Two products forward and five backward for each pair, counted one by one."""

@@ -95,6 +95,16 @@ def test_figures_at_a_stated_rate(capsys):
         assert words in printed
 
 
+def test_heads_in_groups_are_always_recomputed(capsys):
+    flags = ["--seq_lens", "64", "--patterns", "local:8", "--work", "train"]
+    grouped = ["--head_chunk", "1", "--stored_precision", "bf16"]
+    assert main([*QUICK, *flags, "--recompute", "both", *grouped]) == 0
+    said = capsys.readouterr().out
+    assert "2 heads taken 1 at a time, blocks stored in bf16, batch size" in said.replace("\n", " ")
+    assert "recompute on" in said
+    assert " off " not in said
+
+
 def test_a_reader_that_has_seen_enough_is_no_failure(monkeypatch):
     class Closed(io.StringIO):
         def write(self, text):

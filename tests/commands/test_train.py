@@ -99,6 +99,27 @@ def test_resume_continues_and_refuses_what_would_be_another_run(capsys):
     assert rates[9] < 0.001
 
 
+def test_what_memory_has_no_room_for_is_refused_before_anything_is_written(capsys, monkeypatch):
+    monkeypatch.setattr("sparse_tx.profiler.step_room.free_bytes", lambda device: 1_000_000)
+    assert main(flags()) == 2
+    said = capsys.readouterr().err
+    assert "a training step takes 0.00" in said
+    assert "0.001 GB of memory are free on the device cpu" in said
+    assert not Path("out").exists()
+    assert main([*flags(max_steps=2), "--ignore_memory"]) == 0
+    assert "ignore_memory" not in Path("out/config.yaml").read_text()
+
+
+def test_a_run_may_go_on_in_less_memory():
+    assert main(flags("whole", max_steps=9)) == 0
+    assert main(flags(max_steps=3)) == 0
+    again = ["--head_chunk=1", "--stored_precision=bf16", "--chunk=50", "--recompute=true"]
+    assert main(["--out=out", "--resume", "--max_steps=9", *again]) == 0
+    settings = yaml.safe_load(Path("out/checkpoints/step-00000009/config.yaml").read_text())
+    assert (settings["head_chunk"], settings["stored_precision"]) == (1, "bf16")
+    assert losses()[-1][1] == pytest.approx(losses("whole")[-1][1], rel=0.05)
+
+
 def test_a_run_that_got_nowhere_can_be_resumed(capsys):
     assert main(["--resume"]) == 2
     assert "'out'" in capsys.readouterr().err

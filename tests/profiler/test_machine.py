@@ -11,7 +11,7 @@ import torch
 from sparse_tx.profiler import machine
 from sparse_tx.profiler import provenance as module
 from sparse_tx.profiler.machine import Stopwatch, measure_ceilings
-from sparse_tx.profiler.memory import free_bytes, memory_field
+from sparse_tx.profiler.memory import control_group_rooms, free_bytes, memory_field
 from sparse_tx.profiler.processes import run_in_fresh_process
 from sparse_tx.profiler.provenance import measured_on, provenance
 
@@ -75,6 +75,54 @@ def test_memory_that_is_freed_is_given_back():
     assert told["held"][0] > 119_000_000
     assert told["freed"][0] < 10_000_000
     assert 39_000_000 < told["peak"][0] < 60_000_000
+
+
+def write_files(root, files):
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
+STAT = "anon 70\nactive_file 7\ninactive_file 2\ntotal_active_file 11\ntotal_inactive_file 5\n"
+
+
+def test_limits_of_control_groups(tmp_path):
+    group = "sys/fs/cgroup/a/b"
+    write_files(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            f"{group}/memory.max": "1000\n",
+            f"{group}/memory.current": "300\n",
+            f"{group}/memory.stat": STAT,
+            "sys/fs/cgroup/a/memory.max": "max\n",
+            "sys/fs/cgroup/a/memory.current": "5000\n",
+            "sys/fs/cgroup/a/memory.stat": STAT,
+            "sys/fs/cgroup/memory.max": "100\n",
+            "sys/fs/cgroup/memory.current": "400\n",
+            "sys/fs/cgroup/memory.stat": STAT,
+        },
+    )
+    assert control_group_rooms(tmp_path) == [1000 - 300 + 9, 0]
+
+
+def test_limits_of_the_older_control_groups_in_a_container(tmp_path):
+    """The path is the host's, and what lies there is not to be seen from within."""
+    top = "sys/fs/cgroup/memory"
+    write_files(
+        tmp_path,
+        {
+            "proc/self/cgroup": "12:cpu,cpuacct:/x\n11:memory:/docker/f00\n",
+            f"{top}/memory.limit_in_bytes": "2000",
+            f"{top}/memory.usage_in_bytes": "500",
+            f"{top}/memory.stat": STAT,
+        },
+    )
+    assert control_group_rooms(tmp_path) == [2000 - 500 + 16]
+
+
+def test_no_control_groups(tmp_path):
+    assert control_group_rooms(tmp_path) == []
 
 
 def test_provenance_names_no_place(monkeypatch):

@@ -29,7 +29,7 @@ def test_a_training_step_is_the_trainers(optimiser, tmp_path):
     work = make_work(setting)
     trainer.model.load_state_dict(work.model.state_dict())
     # The same windows for both: the trainer's targets are the inputs too.
-    trainer.loader.next_batch = lambda: (work.tokens, work.tokens)
+    trainer.loader.next_batch = lambda progress: (work.tokens, work.tokens)
     for average in (trainer.average, work.average):
         average.weights = {n: p.detach().clone() for n, p in work.model.named_parameters()}
     before = {name: weight.clone() for name, weight in work.model.state_dict().items()}

@@ -117,6 +117,8 @@ def _flat(row: Row, profile: Profile) -> dict[str, Any]:
         "n_head": model.n_head,
         "n_embd": model.n_embd,
         "recompute": model.recompute,
+        "head_chunk": model.head_chunk,
+        "stored_precision": model.stored_precision,
         "optimiser": training.optimiser,
         "precision": training.precision,
         "device": setting.device,
