@@ -1,6 +1,7 @@
 """What each choice of the preset ``cpu`` buys: the same few steps with one choice undone at a time.
 
     python benchmarks/recipe.py --data FILE --out benchmarks/results/recipe.json
+    python benchmarks/recipe.py --data FILE --steps 400 --set "recall=0" --set "lr=0.02 recall=3"
 
 All trials see the same windows in the same order, one seed each, so that small differences mean
 nothing. They are compared at equal steps; the seconds per
@@ -23,12 +24,17 @@ from sparse_tx.data import prepare_corpus
 from sparse_tx.folders import default_cache_dir
 from sparse_tx.training import Reporter, Trainer
 
+# The settings of the preset's look-ups undone, for trials of what they replace.
+NO_LOOKUPS = {"ngrams": [], "recall": 0}
+
 TRIALS = {
     "cpu": {},
+    "no n-grams": {"ngrams": []},
+    "no recall": {"recall": 0},
+    "neither": NO_LOOKUPS,
+    "neither, no earlier tokens in the embedding": NO_LOOKUPS | {"recent_tokens": 1},
     "AdamW at the same rate": {"optimiser": "adamw"},
     "AdamW at 0.003": {"optimiser": "adamw", "lr": 0.003},
-    "no earlier tokens in the embedding": {"recent_tokens": 1},
-    "six recent tokens": {"recent_tokens": 6},
     "initial weights of the paper's code": {"init": "paper-code"},
     "initial weights of the paper": {"init": "paper"},
     "no normalised queries and keys": {"qk_norm": False},
@@ -39,19 +45,35 @@ TRIALS = {
 }
 
 
+def _settings(text: str) -> dict:
+    """The settings of a trial, from ``NAME=YAML NAME=YAML``."""
+    return {name: yaml.safe_load(value) for name, value in (p.split("=", 1) for p in text.split())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="stdlib")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--eval_bytes", type=int, default=131_072)
     parser.add_argument("--trials", help="names of trials, separated by ;")
+    parser.add_argument(
+        "--set", action="append", help="a trial of your own: settings as NAME=YAML, by spaces"
+    )
+    parser.add_argument("--threads", type=int, help="of torch; its own choice if not given")
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    trials = TRIALS
+    if args.set:
+        trials = {text: _settings(text) for text in args.set}
+    elif args.trials:
+        trials = {name: TRIALS[name] for name in args.trials.split(";")}
     base = yaml.safe_load(preset_text("cpu")) | {"data": args.data, "max_steps": args.steps}
     corpus = prepare_corpus(args.data, cache_dir=default_cache_dir())
     results = {}
-    for name in args.trials.split(";") if args.trials else TRIALS:
-        config = RunConfig.from_flat(base | TRIALS[name])
+    for name, settings in trials.items():
+        config = RunConfig.from_flat(base | settings)
         config = replace(config, training=replace(config.training, max_minutes=None))
         with TemporaryDirectory() as folder:
             trainer = Trainer(
@@ -69,7 +91,7 @@ def main() -> None:
                 seconds.append(time.monotonic() - begin)
             valid = trainer.evaluate(args.eval_bytes)
         results[name] = {
-            "settings": TRIALS[name],
+            "settings": settings,
             "train_bpb": losses,
             "valid_bpb": valid.bpb,
             "median_step_s": median(seconds),
