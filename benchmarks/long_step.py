@@ -28,7 +28,8 @@ from provenance import write_result
 
 from sparse_tx.accounting import count_parameters
 from sparse_tx.config import RunConfig, preset_text
-from sparse_tx.data import WindowLoader, prepare_corpus
+from sparse_tx.data import prepare_corpus
+from sparse_tx.data.loader import WindowLoader
 from sparse_tx.folders import default_cache_dir
 from sparse_tx.model import GPT
 from sparse_tx.profiler.memory import peak_resident_bytes, reset_peak, resident_bytes
