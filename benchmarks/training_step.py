@@ -3,11 +3,16 @@
     python benchmarks/training_step.py --patterns dense --out benchmarks/results/training_step.json
 
 Steps of the preset and of the same model with other patterns take turns; times are medians. Shares
-come from torch's profiler, by the operators' own time; attention is everything within it.
+come from torch's profiler, by the operators' own time: attention is everything within it, its
+products included; matrix products are all others, the optimiser's included; the optimisers are what
+else is within them. Useful FLOPs are those of the model's formula on attended pairs (accounting),
+without the optimiser's; they are set against the machine's matrix product, timed in turn with the
+steps.
 """
 
 import argparse
 import time
+from collections import Counter
 from dataclasses import replace
 from statistics import median
 
@@ -16,15 +21,14 @@ import yaml
 from provenance import write_result
 from torch.profiler import ProfilerActivity, profile
 
+from sparse_tx.accounting import useful_flops
 from sparse_tx.config import RunConfig, preset_text
 from sparse_tx.model import GPT
+from sparse_tx.profiler.machine import gemm_flops_per_s
 from sparse_tx.training.optimiser import clip_gradients, make_optimisers
 
-# Operators by what they are for; the optimiser's and the attention's own are counted as those.
-KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_"),
-    "norms": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
-}
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
+NORMS = ("aten::native_layer_norm", "aten::native_layer_norm_backward")
 ATTENTION = (
     "_SparseAttention",
     "_SparseAttentionBackward",
@@ -57,22 +61,30 @@ class Step:
         return time.perf_counter() - begin
 
 
+def kind_of(event) -> str:
+    """What an operator is for, by itself and by what called it."""
+    names, caller = [], event
+    while caller is not None:
+        names.append(caller.name)
+        caller = caller.cpu_parent
+    if any(name in ATTENTION for name in names):
+        return "attention"
+    if event.name in PRODUCTS:
+        return "matrix products"
+    if any(name.startswith("Optimizer.step#") for name in names):
+        return "optimisers, besides products"
+    return "norms" if event.name in NORMS else "elementwise and copies"
+
+
 def shares(step: Step, n_steps: int = 3) -> dict[str, float]:
     """The share of each kind of work in the time of a step."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(n_steps):
             step.take()
-    events = profiled.key_averages()
-    total = sum(event.self_cpu_time_total for event in events)
-    found = {
-        "attention": sum(e.cpu_time_total for e in events if e.key in ATTENTION) / total,
-        "optimisers": sum(e.cpu_time_total for e in events if e.key.startswith("Optimizer.step#"))
-        / total,
-    }
-    for kind, names in KINDS.items():
-        found[kind] = sum(e.self_cpu_time_total for e in events if e.key in names) / total
-    found["elementwise and copies"] = 1 - sum(found.values())
-    return found
+    found = Counter()
+    for event in profiled.events():
+        found[kind_of(event)] += event.self_cpu_time_total
+    return {kind: time / found.total() for kind, time in found.items()}
 
 
 def main() -> None:
@@ -92,26 +104,36 @@ def main() -> None:
     seconds = {name: [] for name in steps}
     for step in steps.values():
         step.take()
+    gemm = []
     for _ in range(args.rounds):
+        gemm.append(gemm_flops_per_s("cpu", torch.float32))
         for name, step in steps.items():
             seconds[name].append(step.take())
     results = {}
     for name, step in steps.items():
         middle = median(seconds[name])
+        B, T = step.tokens.shape
+        useful = useful_flops(step.model.config, T, B).without_recompute / middle
         results[name] = {
             "engine": step.model.engine(),
             "seconds": seconds[name],
             "tokens_per_s": step.tokens.numel() / middle,
             "n_parameters": step.model.n_parameters(),
+            "useful_gflops": useful / 1e9,
+            "useful_over_gemm": useful / median(gemm),
             "shares": shares(step),
         }
         print(
             f"{name}: {middle:.3f} s a step ({min(seconds[name]):.3f} to"
-            f" {max(seconds[name]):.3f}), {step.tokens.numel() / middle:,.0f} tokens/s"
+            f" {max(seconds[name]):.3f}), {step.tokens.numel() / middle:,.0f} tokens/s,"
+            f" {useful / 1e9:.1f} GFLOP/s, {useful / median(gemm):.2f} of the matrix product"
         )
         for kind, share in sorted(results[name]["shares"].items(), key=lambda x: -x[1]):
             print(f"  {share:6.1%}  {kind}")
-    write_result(args.out, {"preset": args.preset, "contenders": results})
+    write_result(
+        args.out,
+        {"preset": args.preset, "gemm_gflops": [x / 1e9 for x in gemm], "contenders": results},
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class TrainingPass(ForwardPass):
         self.give(d_hidden, d_head)
         gradient = self.through_norm(gradient, x, of_norm)
         gradient = self.blocks_backward(blocks, gradient)
-        if rows := self.N * config.lookups_per_token:  # a sparse gradient: rows and their places
+        # Of the look-ups, a sparse gradient: as many rows as were read, if none was read twice.
+        if rows := self.N * config.lookups_per_token:
             self.ledger.take(WEIGHT_GRADIENTS, rows * (C * FLOAT + INT64))
         for weights in list_weights(config):
             if not weights.in_block and weights.part in ("embeddings", "positions"):
@@ -239,7 +240,7 @@ class TrainingPass(ForwardPass):
         self.give(*before)
 
     def lookups_step(self) -> None:
-        """Row-wise Adagrad: rows that were read twice are summed, which of random text few are."""
+        """Row-wise Adagrad: what is added to each row, as many as were read in random text."""
         if rows := self.N * self.config.lookups_per_token:
-            width = 2 * self.config.n_embd * FLOAT + INT64
+            width = self.config.n_embd * FLOAT
             self.give(self.ledger.take("workspace of the optimiser", rows * width))

@@ -125,9 +125,11 @@ class ForwardPass:
             if not keep and len(indices) > 1:
                 self.give(indices.pop(0))  # one is held until the pass is over
         if per_token := self.config.lookups_per_token:
-            # The rows, and three numbers for each token that make bags of them.
-            rows = self.ledger.take(TOKENS, self.N * (per_token + 3) * INT64)
-            added, new = self.rows(RESIDUAL, C), self.rows(RESIDUAL, C)
+            rows = self.ledger.take(TOKENS, self.N * per_token * INT64)
+            bags = self.ledger.take(TOKENS, self.N * 3 * INT64)  # which rows make a sum
+            added = self.rows(RESIDUAL, C)
+            self.give(bags)
+            new = self.rows(RESIDUAL, C)
             self.give(added, x)
             x = new
             if keep:

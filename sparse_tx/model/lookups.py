@@ -70,6 +70,34 @@ def recall(tokens: Tensor, least: int) -> tuple[Tensor, Tensor]:
     return followed, length.clamp_min(-1)
 
 
+class _SumOfRows(torch.autograd.Function):
+    """The sum of some rows of a table for each token, whose gradient holds every row once.
+
+    Torch's own sparse gradient has a row for each time that one was read, and summing what belongs
+    together is left to the optimiser, on one core. Here the reads are sorted by row, so that a
+    row's gradient is a sum of tokens' gradients as a token's embedding is a sum of rows.
+    """
+
+    @staticmethod
+    def forward(ctx, table, rows):
+        ctx.save_for_backward(rows)
+        ctx.shape = table.shape
+        return F.embedding_bag(rows, table, mode="sum")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_sums):
+        (rows,) = ctx.saved_tensors  # (tokens, n)
+        reads, order = rows.flatten().sort(stable=True)
+        unique, counts = reads.unique_consecutive(return_counts=True)
+        tokens, firsts = order // rows.shape[1], counts.cumsum(0) - counts
+        values = F.embedding_bag(tokens, d_sums, firsts, mode="sum")  # (unique rows, C)
+        gradient = torch.sparse_coo_tensor(
+            unique[None], values, ctx.shape, check_invariants=False, is_coalesced=True
+        )
+        return gradient, None
+
+
 class Lookups(nn.Module):
     """The sum of the embeddings of the n-grams that end at a token, and of what it recalls.
 
@@ -98,5 +126,5 @@ class Lookups(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """The embedding of each of ``(B, T)`` tokens' past, itself included: ``(B, T, C)``."""
         rows = self.rows(tokens)
-        summed = F.embedding_bag(rows.flatten(0, 1), self.table, mode="sum", sparse=True)
+        summed = _SumOfRows.apply(self.table, rows.flatten(0, 1))
         return summed.unflatten(0, tokens.shape)

@@ -107,7 +107,7 @@ def step_peaks(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]
         MODERN | dict(seq_len=3011, chunk=900),
         dict(activation="swiglu", seq_len=3011, chunk=900, dropout=0.1),
         MODERN | dict(pattern="fixed:31:5,dense", engine="views"),
-        MODERN | dict(ngrams=(2, 3, 5), ngram_rows=50_021, recall=2),
+        MODERN | dict(ngrams=(3, 5, 6), ngram_rows=5_000_021),
     ],
     ids=str,
 )
@@ -115,6 +115,15 @@ def test_a_training_step_allocates_what_is_predicted(settings, recompute):
     config = make_config(recompute=recompute, **settings)
     predicted, allocated = step_peaks(config, TrainingConfig(max_steps=1))
     assert predicted == pytest.approx(allocated, rel=3e-3)
+
+
+def test_rows_that_are_read_again_take_no_more_than_predicted():
+    settings = MODERN | dict(ngrams=(1, 2), ngram_rows=50, recall=2, recompute=True)
+    config = make_config(**settings)
+    predicted, allocated = step_peaks(config, TrainingConfig(max_steps=1))
+    rows = config.seq_len * config.lookups_per_token
+    gradients = rows * (config.n_embd * 4 + 8)
+    assert allocated < predicted < allocated + 2 * gradients
 
 
 @pytest.mark.parametrize("stored_precision", ["fp32", "bf16"])

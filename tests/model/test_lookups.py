@@ -8,7 +8,7 @@ from sparse_tx.config import ModelConfig
 from sparse_tx.config.model import RECALL_LENGTHS
 from sparse_tx.errors import UserError
 from sparse_tx.model import GPT
-from sparse_tx.model.lookups import Lookups, ngram_rows, recall
+from sparse_tx.model.lookups import Lookups, _SumOfRows, ngram_rows, recall
 
 
 def draw(B: int, T: int, vocab_size: int, seed: int = 0) -> Tensor:
@@ -125,3 +125,17 @@ def test_a_token_changes_nothing_before_it(t):
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         config(**settings)
+
+
+def test_the_gradient_of_summed_rows_has_each_row_once():
+    table = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([[3, 8, 3], [0, 3, 5]])
+    weights = torch.randn(2, 4, dtype=torch.float64)
+    expected = torch.autograd.grad((table[rows].sum(dim=1) * weights).sum(), table)[0]
+
+    sums = _SumOfRows.apply(table, rows)
+    assert torch.allclose(sums, table[rows].sum(dim=1), atol=1e-14, rtol=0)
+    found = torch.autograd.grad((sums * weights).sum(), table)[0]
+    assert found.is_coalesced()
+    assert found.indices().tolist() == [[0, 3, 5, 8]]
+    assert torch.allclose(found.to_dense(), expected, atol=1e-14, rtol=0)
