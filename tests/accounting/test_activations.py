@@ -118,7 +118,7 @@ def test_a_training_step_allocates_what_is_predicted(settings, recompute):
 
 
 def test_rows_that_are_read_again_take_no_more_than_predicted():
-    settings = MODERN | dict(ngrams=(1, 2), ngram_rows=50, recall=2, recompute=True)
+    settings = MODERN | dict(n_layer=1, ngrams=tuple(range(1, 21)), ngram_rows=300)
     config = make_config(**settings)
     predicted, allocated = step_peaks(config, TrainingConfig(max_steps=1))
     rows = config.seq_len * config.lookups_per_token
