@@ -224,7 +224,7 @@ def measure(args: argparse.Namespace) -> None:
     }
     print_contenders(result)
     print_by_length(result)
-    write_result(args.out, result)
+    write_result(args.out, result, "local-attention")
     if args.out:
         from attention_plot import draw  # matplotlib takes a second to import
 

@@ -12,6 +12,7 @@ runs, one setting changed at a time. A third of the time is given to our model a
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ from dense_baseline import (
 )
 from provenance import write_result
 
-from sparse_tx.checkpoint import list_checkpoints, load_checkpoint
+from sparse_tx.checkpoint import load_checkpoint
 from sparse_tx.data import prepare_corpus
 from sparse_tx.folders import default_cache_dir
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--tune_minutes", type=float, default=1.0)
     parser.add_argument("--contenders", default=";".join([*OURS, *BASELINES]))
     parser.add_argument("--valid_bytes", type=int, default=1_000_000)
-    parser.add_argument("--marks", type=int, default=5, help="points of our curve")
+    parser.add_argument("--ours", default="", help="further flags of our train command")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out")
     parser.add_argument("--settings", help="JSON of a baseline's settings, for --run")
@@ -94,6 +95,7 @@ def main() -> None:
     write_result(
         args.out,
         {"minutes": args.minutes, "protocol": protocol, "contenders": results, "tuning": trials},
+        "x-transformers",
     )
 
 
@@ -154,6 +156,7 @@ def run_ours(args: argparse.Namespace, name: str) -> dict:
     with TemporaryDirectory() as folder:
         command = [sys.executable, str(Path(__file__).parents[1] / "train_lm.py")]
         command += [f"--data={args.data}", f"--out={folder}", f"--seed={args.seed}", *flags]
+        command += shlex.split(args.ours)
         command += [f"--max_minutes={minutes}", "--final_eval_bytes=131072"]
         begin = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -163,7 +166,7 @@ def run_ours(args: argparse.Namespace, name: str) -> dict:
             {key: line[key] for key in ("elapsed_s", "tokens", "train_bpb", "valid_bpb")}
             for line in lines[:: max(1, len(lines) // 60)]
         ]
-        model, _, config = load_checkpoint(list_checkpoints(folder)[-1])
+        model, _, config = load_checkpoint(folder)
         start = model.start_token
 
         def logits(windows: torch.Tensor) -> torch.Tensor:
