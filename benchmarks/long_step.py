@@ -2,9 +2,10 @@
 
     python benchmarks/long_step.py --data FILE --out benchmarks/results/long_step.json
 
-The model is that of the preset long, whose settings flags change; text follows text, so that each
-step sees bytes that no step before it saw. Memory is the highest resident set of the process, torch
-itself and the text included; beside it stands what accounting predicts for the step.
+The model is that of the preset long, whose settings flags change, at its peak learning rate from
+the first step on; text follows text, so that each step sees bytes that no step before it saw.
+Memory is the highest resident set of the process, torch itself and the text included; beside it
+stands what accounting predicts for the step.
 
 --compare has the first batch's gradient taken by the model and by the same one under other
 settings, each in a process of its own: --compare "head_chunk=None stored_precision=fp32" is the
@@ -36,7 +37,7 @@ from sparse_tx.profiler.memory import peak_resident_bytes, reset_peak, resident_
 from sparse_tx.profiler.predict import predict_peak
 from sparse_tx.profiler.records import Setting
 from sparse_tx.profiler.settings import engine_of
-from sparse_tx.training.optimiser import make_optimisers
+from sparse_tx.training.optimiser import clip_gradients, make_optimisers
 
 
 def loader_of(config: RunConfig, data: str, start_token: int) -> WindowLoader:
@@ -84,7 +85,7 @@ def take_steps(config: RunConfig, n_steps: int, data: str) -> dict:
         forward = time.perf_counter() - begin
         print(f"step {number}: loss {loss.item():.4f}, forward {forward:.0f} s", flush=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.clip).item()
+        norm = clip_gradients(model, config.training.clip)
         for optimiser in optimisers:
             optimiser.step()
         model.zero_grad(set_to_none=True)

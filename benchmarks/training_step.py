@@ -23,11 +23,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from sparse_tx.accounting import useful_flops
 from sparse_tx.config import RunConfig, preset_text
+from sparse_tx.data import Corpus, prepare_corpus
+from sparse_tx.data.loader import WindowLoader
+from sparse_tx.folders import default_cache_dir
 from sparse_tx.model import GPT
 from sparse_tx.profiler.machine import gemm_flops_per_s
 from sparse_tx.training.optimiser import clip_gradients, make_optimisers
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
+LOOKUPS = ("_SumOfRows", "_SumOfRowsBackward")
 NORMS = ("aten::native_layer_norm", "aten::native_layer_norm_backward")
 ATTENTION = (
     "_SparseAttention",
@@ -40,20 +44,28 @@ ATTENTION = (
 
 
 class Step:
-    """A model and its optimisers, taking training steps on random bytes."""
+    """A model and its optimisers, taking training steps on windows of a text.
 
-    def __init__(self, config: RunConfig):
+    Of random bytes, look-ups would find nothing twice.
+    """
+
+    def __init__(self, config: RunConfig, corpus: Corpus):
         torch.manual_seed(0)
         self.model = GPT(config.model)
         self.optimisers = make_optimisers(self.model, config.training)
-        self.tokens = torch.randint(
-            0, config.model.vocab_size, (config.training.batch_size, config.model.seq_len)
+        self.loader = WindowLoader(
+            corpus.train,
+            seq_len=config.model.seq_len,
+            batch_size=config.training.batch_size,
+            seed=0,
+            start_token=self.model.start_token,
         )
+        self.n_tokens = config.training.batch_size * config.model.seq_len
 
     def take(self) -> float:
         """Take one step; returns its seconds."""
         begin = time.perf_counter()
-        self.model.loss(self.tokens, self.tokens).div(self.tokens.numel()).backward()
+        self.model.loss(*self.loader.next_batch()).div(self.n_tokens).backward()
         clip_gradients(self.model, 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -71,6 +83,8 @@ def kind_of(event) -> str:
         return "attention"
     if event.name in PRODUCTS:
         return "matrix products"
+    if any(name in LOOKUPS for name in names):
+        return "look-ups"
     if any(name.startswith("Optimizer.step#") for name in names):
         return "optimisers, besides products"
     return "norms" if event.name in NORMS else "elementwise and copies"
@@ -90,17 +104,19 @@ def shares(step: Step, n_steps: int = 3) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--data", default="stdlib")
     parser.add_argument("--patterns", default="dense", help="further patterns, separated by ;")
     parser.add_argument("--engines", default="auto", help="attention engines, separated by ,")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out")
     args = parser.parse_args()
     config = RunConfig.from_flat(yaml.safe_load(preset_text(args.preset)))
+    corpus = prepare_corpus(args.data, cache_dir=default_cache_dir())
     steps = {}
     for engine in args.engines.split(","):
         for pattern in filter(None, [config.model.pattern, *args.patterns.split(";")]):
             model = replace(config.model, pattern=pattern, engine=engine)
-            steps[f"{pattern} by {engine}"] = Step(replace(config, model=model))
+            steps[f"{pattern} by {engine}"] = Step(replace(config, model=model), corpus)
     seconds = {name: [] for name in steps}
     for step in steps.values():
         step.take()
@@ -112,12 +128,12 @@ def main() -> None:
     results = {}
     for name, step in steps.items():
         middle = median(seconds[name])
-        B, T = step.tokens.shape
-        useful = useful_flops(step.model.config, T, B).without_recompute / middle
+        flops = useful_flops(step.model.config, batch=config.training.batch_size)
+        useful = flops.without_recompute / middle
         results[name] = {
             "engine": step.model.engine(),
             "seconds": seconds[name],
-            "tokens_per_s": step.tokens.numel() / middle,
+            "tokens_per_s": step.n_tokens / middle,
             "n_parameters": step.model.n_parameters(),
             "useful_gflops": useful / 1e9,
             "useful_over_gemm": useful / median(gemm),
@@ -125,7 +141,7 @@ def main() -> None:
         }
         print(
             f"{name}: {middle:.3f} s a step ({min(seconds[name]):.3f} to"
-            f" {max(seconds[name]):.3f}), {step.tokens.numel() / middle:,.0f} tokens/s,"
+            f" {max(seconds[name]):.3f}), {step.n_tokens / middle:,.0f} tokens/s,"
             f" {useful / 1e9:.1f} GFLOP/s, {useful / median(gemm):.2f} of the matrix product"
         )
         for kind, share in sorted(results[name]["shares"].items(), key=lambda x: -x[1]):

@@ -32,6 +32,8 @@ _FREE = {
     "dropout",
     "recompute",
     "chunk",
+    "head_chunk",
+    "stored_precision",
     "engine",
 }
 # The widths that these stand for when they are not given.

@@ -287,8 +287,11 @@ def _taking_over(source: Checkpoint, config: RunConfig) -> RunConfig:
             f"tokenizer is {now}, and '{source.path}' was trained on {before} tokens; leave"
             " --tokenizer as it was"
         )
+    wanted = config.model
+    if wanted.vocab_size == ModelConfig.vocab_size:  # the default: the tokenizer brings its own
+        wanted = replace(wanted, vocab_size=source.config.model.vocab_size)
     try:
-        model = transplanted(source.config.model, config.model)
+        model = transplanted(source.config.model, wanted)
     except UserError as error:
         raise UserError(
             f"--init_from {source.path}: {error} (without --preset, all settings are taken from the"

@@ -81,7 +81,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices, per unit of learning rate."""
     clip: float = 1.0
-    """Largest norm of the whole gradient."""
+    """Largest norm of the gradient; that of look-ups is scaled with the rest, and not counted."""
     spike: float | None = 10.0
     """Standard deviations above the running mean of the loss beyond which a step is a spike, and
     is skipped; null for no such limit."""

@@ -50,7 +50,7 @@ def require_room_for_step(config: RunConfig, device: str, *, resumes: bool = Fal
     ]
     raise UserError(
         f"a training step takes {_gigabytes(needed)}"
-        f"{' at least' if setting.training.precision == 'bf16' else ''}, as accounting has it, and"
+        f"{' at least' if setting.training.precision != 'fp32' else ''}, as accounting has it, and"
         f" {_gigabytes(free)} of memory are free on the device {device}; "
         + (f"there is room with {' or with '.join(ways)}" if ways else "make the model smaller")
         + ". To go on all the same, add --ignore_memory"
@@ -68,7 +68,7 @@ def _setting(config: RunConfig, device: str) -> Setting:
 
 
 def _needed(setting: Setting, engine: str) -> int:
-    """Bytes that a step takes; under bf16, whose types are mixed, those that it takes at least."""
+    """Bytes that a step takes; with mixed types, under bf16 or fp16, those it takes at least."""
     peak = predict_peak(setting, engine).total
     if setting.training.precision == "fp32":
         return peak

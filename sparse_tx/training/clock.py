@@ -4,7 +4,7 @@ import time
 
 from sparse_tx.config import TrainingConfig
 
-# What is put aside of max_minutes for the end, beyond the measured length of its evaluation.
+# What is put aside of max_minutes for the end, beyond what was measured of its parts.
 _CLOSING_SECONDS = 3.0
 # The share of max_minutes that the last evaluation gets at most, unless more is left anyhow.
 _CLOSING_SHARE = 0.25
@@ -21,13 +21,13 @@ class Clock:
     Attributes:
         before: seconds that the run took before it was resumed.
         evaluation_speed: tokens that were scored in a second; 0 as long as it is not known.
-        step_seconds, sample_seconds: what the last step and the last sample took.
+        step_seconds, sample_seconds, save_seconds: what the last step, sample and checkpoint took.
     """
 
     def __init__(self, recipe: TrainingConfig, valid_tokens: int, started: float):
         self._recipe, self._valid_tokens, self._started = recipe, valid_tokens, started
-        self.before = self.evaluation_speed = self.step_seconds = self.sample_seconds = 0.0
-        self._progress = 0.0
+        self.before = self.evaluation_speed = self._progress = 0.0
+        self.step_seconds = self.sample_seconds = self.save_seconds = 0.0
 
     @property
     def elapsed(self) -> float:
@@ -65,12 +65,19 @@ class Clock:
             "elapsed_s": self.elapsed,
             "evaluation_speed": self.evaluation_speed,
             "sample_seconds": self.sample_seconds,
+            "save_seconds": self.save_seconds,
+            "progress": self._progress,
         }
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from a state, which may hold other things too."""
         self.before, self.evaluation_speed = state["elapsed_s"], state["evaluation_speed"]
         self.sample_seconds = state["sample_seconds"]
+        # Checkpoints of earlier versions have neither.
+        self.save_seconds, self._progress = (
+            state.get("save_seconds", 0.0),
+            state.get("progress", 0.0),
+        )
 
     def _training_seconds(self, tokens: int) -> float:
         """Seconds from the start at which training has to stop for the run to end in time."""
@@ -86,7 +93,7 @@ class Clock:
 
     def _closing_seconds(self) -> float:
         """Seconds that the end takes beside its evaluation."""
-        return _CLOSING_SECONDS + 1.2 * self.sample_seconds
+        return _CLOSING_SECONDS + 1.2 * (self.sample_seconds + self.save_seconds)
 
     def _scored_bytes(self) -> int:
         """Bytes of an evaluation during the run."""

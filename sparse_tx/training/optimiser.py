@@ -15,7 +15,7 @@ def make_optimisers(model: nn.Module, config: TrainingConfig) -> list[torch.opti
     norms and biases are not decayed: their scale is their meaning, or is undone by the
     normalisation that follows. Each parameter group keeps its peak learning rate as ``peak_lr``.
     """
-    matrices, tables, others, lookups = [], [], [], []
+    matrices, outside_blocks, others, lookups = [], [], [], []
     for name, parameter in model.named_parameters():
         if name.startswith("lookups."):
             lookups.append(parameter)
@@ -24,10 +24,10 @@ def make_optimisers(model: nn.Module, config: TrainingConfig) -> list[torch.opti
         elif name.startswith("blocks."):
             matrices.append(parameter)
         else:
-            tables.append(parameter)
+            outside_blocks.append(parameter)
     kept = {"params": others, "weight_decay": 0.0}
     by_muon = config.optimiser == "muon"
-    decayed = {"params": tables if by_muon else matrices + tables}
+    decayed = {"params": outside_blocks if by_muon else matrices + outside_blocks}
     decayed["weight_decay"] = config.weight_decay
     optimisers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
@@ -51,9 +51,18 @@ def make_optimisers(model: nn.Module, config: TrainingConfig) -> list[torch.opti
 def clip_gradients(model: nn.Module, largest: float) -> float:
     """Scale all gradients down until their norm is at most ``largest``; returns what it was.
 
-    Sparse gradients are left out: row-wise Adagrad does not mind their scale. What makes them
-    non-finite makes those of the token embedding so too, to which the same sums go.
+    The norm is that of the dense gradients. Sparse ones, of look-ups, are scaled as those are; what
+    makes them non-finite makes those of the token embedding so too, to which the same sums go.
     """
-    return nn.utils.clip_grad_norm_(
-        [p for p in model.parameters() if p.grad is not None and not p.grad.is_sparse], largest
-    ).item()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([g for g in gradients if not g.is_sparse])
+    nn.utils.clip_grads_with_norm_(
+        [p for p in model.parameters() if p.grad is not None and not p.grad.is_sparse],
+        largest,
+        norm,
+    )
+    share = (largest / (norm + 1e-6)).clamp(max=1.0)  # as for the others
+    for gradient in gradients:
+        if gradient.is_sparse:
+            gradient._values().mul_(share)
+    return norm.item()

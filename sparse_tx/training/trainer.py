@@ -218,6 +218,8 @@ class Trainer:
         rates = f"--lr (it is {self.recipe.lr:g})"
         if self.recipe.optimiser == "muon":
             rates += f" and --matrix_lr (it is {self.recipe.matrix_lr:g})"
+        if self.model.lookups is not None:
+            rates += f" and --table_lr (it is {self.recipe.table_lr:g})"
         where = self.last_checkpoint or "none was written yet"
         return f"resume with a lower {rates} from the last good checkpoint ({where})"
 
@@ -342,6 +344,7 @@ class Trainer:
     # --- Checkpoints ----------------------------------------------------------------------------
 
     def _save(self, valid_bpb: float | None) -> None:
+        begin = time.monotonic()
         self.last_checkpoint = save_checkpoint(
             self.run_dir,
             step=self.step,
@@ -353,6 +356,7 @@ class Trainer:
             keep_last=self.recipe.keep_last,
             valid_bpb=valid_bpb,
         )
+        self.clock.save_seconds = time.monotonic() - begin
         self.reporter.on_checkpoint(self.step, self.last_checkpoint)
 
     def _save_if_sound(self, valid_bpb: float | None) -> None:

@@ -128,6 +128,7 @@ def test_another_model_is_refused_by_its_first_setting(other, sentence):
 
 def test_what_weights_do_not_depend_on_is_free():
     free = dict(dropout=0.3, recompute=True, chunk=7, engine="views", init="zero-out", n_ff=40)
+    free |= dict(head_chunk=1, stored_precision="bf16")
     wanted = transplanted(make(), make(pattern="dense", seq_len=33, **free))
     assert (wanted.dropout, wanted.engine, wanted.grid) == (0.3, "views", (5, 7))
     # A grid that the user asks for, with further rows.

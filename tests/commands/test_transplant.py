@@ -150,6 +150,13 @@ def test_a_preset_gives_the_settings_where_one_is_named():
     assert losses[0] == losses[1]
 
 
+def test_a_preset_takes_over_the_symbols_of_the_tokenizer():
+    assert train([*TINY, "--tokenizer=char", "--out=chars"]) == 0
+    assert train([*TINY, "--tokenizer=char", "--init_from=chars", "--out=new"]) == 0
+    found, source = (read_checkpoint(folder).config.model for folder in ("new", "chars"))
+    assert found.vocab_size == source.vocab_size < 256
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -92,8 +92,9 @@ def test_no_way_but_a_smaller_model(give):
     assert "; make the model smaller. To go on" in refusal(make_run())
 
 
-def test_under_mixed_precision_only_what_cannot_fit_is_refused(give):
-    mixed = replace(RECIPE, precision="bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_under_mixed_precision_only_what_cannot_fit_is_refused(give, precision):
+    mixed = replace(RECIPE, precision=precision)
     run = make_run(training=mixed)
     give(needed(run) * 0.6)
     require_room_for_step(run, "cpu")

@@ -13,7 +13,7 @@ from sparse_tx.evaluation import Score
 from sparse_tx.training import Reporter
 from sparse_tx.training.averaging import WeightAverage
 from sparse_tx.training.muon import Muon, orthogonalise
-from sparse_tx.training.optimiser import make_optimisers
+from sparse_tx.training.optimiser import clip_gradients, make_optimisers
 from sparse_tx.training.schedule import share_of_peak
 from tests.training.helpers import make_config, make_corpus, make_trainer, read_metrics
 
@@ -21,6 +21,9 @@ EXACT = (
     *("step", "tokens", "train_bpb", "valid_bpb", "lr", "final_valid_bpb"),
     *("grad_norm", "skipped_steps"),
 )
+
+
+LOOKUPS = dict(ngrams=(2, 3), ngram_rows=50, recall=2)
 
 
 class Killed(Exception):
@@ -106,14 +109,14 @@ def test_every_byte_of_a_step_is_counted(corpus, uninterrupted):
     assert tokens == [3 * 2 * 31 * n for n in range(1, 24)]
 
 
-def test_accumulation_equals_a_larger_batch(corpus, tmp_path):
-    one = make_config(batch_size=6, accumulation=1, max_steps=3)
-    many = make_config(batch_size=1, accumulation=6, max_steps=3)
-    from dataclasses import replace
-
+@pytest.mark.parametrize("clip", [1.0, 0.01])
+@pytest.mark.parametrize("lookups", [{}, LOOKUPS], ids=str)
+def test_accumulation_equals_a_larger_batch(lookups, clip, corpus, tmp_path):
+    one = make_config(batch_size=6, accumulation=1, max_steps=3, clip=clip)
+    many = make_config(batch_size=1, accumulation=6, max_steps=3, clip=clip)
     losses = []
     for name, config in (("one", one), ("many", many)):
-        config = replace(config, model=replace(config.model, dropout=0.0))
+        config = replace(config, model=replace(config.model, dropout=0.0, **lookups))
         trainer = make_trainer(corpus, tmp_path / name, config)
         losses.append([trainer.take_step() for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -300,14 +303,38 @@ def test_muon_by_hand():
     assert torch.allclose(weight, start, atol=1e-5)
 
 
-def test_a_run_by_muon_resumes_bit_exactly(corpus, tmp_path):
-    config = make_config(optimiser="muon", max_steps=9)
+@pytest.mark.parametrize("lookups", [{}, LOOKUPS], ids=str)
+@pytest.mark.parametrize("length_warmup", ["", "3:0.8"])
+def test_a_run_by_muon_resumes_bit_exactly(lookups, length_warmup, corpus, tmp_path):
+    config = make_config(optimiser="muon", max_steps=9, length_warmup=length_warmup)
+    config = replace(config, model=replace(config.model, **lookups))
     make_trainer(corpus, tmp_path / "whole", config).run()
     with pytest.raises(Killed):
         make_trainer(corpus, tmp_path / "parts", config, reporter=KillAt(6)).run()
     make_trainer(corpus, tmp_path / "parts", config, resume=True).run()
     found, expected = (read_metrics(tmp_path / name, *EXACT) for name in ("parts", "whole"))
     assert found == expected
+    found, expected = (
+        read_checkpoint(find_checkpoint(tmp_path / name)).model_state for name in ("parts", "whole")
+    )
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_clipping_scales_what_is_sparse_with_the_rest(corpus, tmp_path):
+    config = make_config()
+    model = make_trainer(
+        corpus, tmp_path / "run", replace(config, model=replace(config.model, **LOOKUPS))
+    ).model
+    torch.nn.init.normal_(model.head_weight)
+    tokens = torch.arange(31)[None]
+    model.loss(tokens, tokens).backward()
+    before = {name: p.grad.to_dense().clone() for name, p in model.named_parameters()}
+    norm = clip_gradients(model, 0.5)
+    assert norm > 0.5
+    for name, parameter in model.named_parameters():
+        expected = before[name] * 0.5 / norm
+        assert torch.allclose(parameter.grad.to_dense(), expected, rtol=1e-4, atol=1e-9), name
 
 
 def test_the_average_follows_the_weights():
