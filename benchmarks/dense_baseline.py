@@ -225,10 +225,10 @@ def train_x_transformers(
 def bits_per_byte(
     logits: Callable[[Tensor], Tensor], context: int, text: np.ndarray, batch_tokens: int = 8192
 ) -> float:
-    """Score all of ``text`` but its first byte, every byte with at least half a context before it.
+    """Score all of ``text`` but its first byte, each byte once.
 
     Windows of ``context`` tokens move by half of it, and of each but the first only the second
-    half is scored.
+    half is scored: but for the first half window, a byte has at least half a context before it.
     """
     half = context // 2
     text = text[: 1 + len(text[1:]) // half * half].astype(np.int64)

@@ -74,10 +74,8 @@ class Clock:
         self.before, self.evaluation_speed = state["elapsed_s"], state["evaluation_speed"]
         self.sample_seconds = state["sample_seconds"]
         # Checkpoints of earlier versions have neither.
-        self.save_seconds, self._progress = (
-            state.get("save_seconds", 0.0),
-            state.get("progress", 0.0),
-        )
+        self.save_seconds = state.get("save_seconds", 0.0)
+        self._progress = state.get("progress", 0.0)
 
     def _training_seconds(self, tokens: int) -> float:
         """Seconds from the start at which training has to stop for the run to end in time."""
