@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "sparse_tx"
 FLOORS = [
     {"errors", "folders"},
     {"patterns"},
-    {"config", "masks", "data"},
-    {"attention", "accounting"},
+    {"config", "masks", "data", "native"},
+    {"attention", "cache", "accounting"},
     {"model"},
     {"checkpoint", "evaluation", "generation"},
     {"training"},

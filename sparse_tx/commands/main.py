@@ -12,6 +12,8 @@ COMMANDS = {
     "sample": "continue a prompt with a trained model",
     "pattern": "show, count and check attention patterns",
     "transplant": "put a trained model under another pattern, and score both",
+    "compress": "compress a file by a model's predictions",
+    "decompress": "give back what compress was given",
     "profile": "say what sequence lengths and patterns cost, predicted and measured",
 }
 

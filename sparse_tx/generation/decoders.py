@@ -1,56 +1,61 @@
-"""How generation asks a model for the next token's logits; each way of answering is one class.
+"""How generation asks a model for the next token's logits; each way of answering is one class."""
 
-Past the context. A model has positions for ``seq_len`` inputs: the start symbol, then the text.
-When there are more, the oldest half of the context is dropped, and what is left goes on as a text
-that begins there, with the start symbol before it, as a training window does. Every position then
-means what it meant in training, and the work per token stays bounded. What is dropped depends on
-the length of the text alone (``first_kept``): a long prompt is continued as if its end had been
-generated.
-"""
-
-from math import ceil
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-
-def first_kept(length: int, seq_len: int) -> int:
-    """Index of the first of ``length`` tokens of a text that the context still holds.
-
-    The context loses ``seq_len // 2`` tokens (at least one) whenever it would exceed ``seq_len``
-    with the start symbol before it.
-    """
-    dropped_at_once = max(1, seq_len // 2)
-    return max(0, ceil((1 + length - seq_len) / dropped_at_once) * dropped_at_once)
+from sparse_tx.generation.cached import CachedDecoder
+from sparse_tx.generation.context import first_kept
+from sparse_tx.generation.native import NativeDecoder, why_not_native
+from sparse_tx.model import GPT
 
 
 class Decoder(Protocol):
-    """Gives the logits after a growing text, for N texts of one length at once.
+    """Gives the logits after N growing texts.
 
-    Tokens are those of the text alone; the start symbol before it is the decoder's own affair.
+    Tokens are those of the texts alone; the start symbol before them is the decoder's own affair,
+    and so is what it drops of a text that outgrows the context (``context``).
     """
 
-    def prefill(self, tokens: Tensor) -> Tensor:
-        """Begin with the texts ``tokens``, ``(N, P)`` int64, where P may be 0.
+    def prefill(self, texts: Sequence[Tensor]) -> Tensor:
+        """Begin with N texts, each ``(P,)`` int64 of its own length, which may be 0.
 
         Returns:
-            ``(N, V)`` logits of the token after them.
+            ``(N, V)`` logits of the token after each.
         """
 
     def decode_one_token(self, tokens: Tensor) -> Tensor:
         """Append one token to each text, ``(N,)`` int64.
 
         Returns:
-            ``(N, V)`` logits of the token after it.
+            ``(N, V)`` logits of the token after each.
         """
+
+    def keep(self, texts: Sequence[int]) -> None:
+        """Forget all texts but those of these numbers, which are counted anew in their order."""
+
+
+def make_decoder(model: nn.Module, room: int | None = None) -> Decoder:
+    """The fastest decoder that can run for a model where it is.
+
+    Args:
+        model: in eval mode.
+        room: tokens that no text will exceed, if that is known: memory is taken for so many.
+    """
+    if not isinstance(model, GPT):
+        return RecomputeDecoder(model)
+    if why_not_native(model) is None:
+        return NativeDecoder(model, room)
+    return CachedDecoder(model, room)
 
 
 class RecomputeDecoder:
     """Runs the model over the whole context again for every token: slow, with nothing to go wrong.
 
     Args:
-        model: a ``GPT`` in eval mode; of it, ``config.seq_len``, ``start_token``, ``hidden`` and
+        model: in eval mode; of it, ``config.seq_len``, ``start_token``, ``hidden`` and
             ``head_weight`` are used.
     """
 
@@ -58,21 +63,35 @@ class RecomputeDecoder:
         self.model = model
         self.device = next(model.parameters()).device
 
-    def prefill(self, tokens):
-        self._text = tokens.to(self.device)  # (N, P), what the context holds of it
-        self._dropped = 0
+    def prefill(self, texts):
+        self._texts = [text.to(self.device) for text in texts]  # what the context holds of them
+        self._dropped = [0] * len(texts)
         return self._logits()
 
     def decode_one_token(self, tokens):
-        self._text = torch.cat([self._text, tokens.to(self.device).unsqueeze(1)], dim=1)
+        tokens = tokens.to(self.device).unsqueeze(1)
+        self._texts = [torch.cat(pair) for pair in zip(self._texts, tokens, strict=True)]
         return self._logits()
 
+    def keep(self, texts):
+        self._texts = [self._texts[n] for n in texts]
+        self._dropped = [self._dropped[n] for n in texts]
+
     def _logits(self) -> Tensor:
-        first = first_kept(self._dropped + self._text.shape[1], self.model.config.seq_len)
-        self._text = self._text[:, first - self._dropped :]
-        self._dropped = first
-        start = self._text.new_full((len(self._text), 1), self.model.start_token)
-        with torch.inference_mode():
-            # The head sees one position only: logits of all would be (N, T, V).
-            hidden = self.model.hidden(torch.cat([start, self._text], dim=1))
-            return hidden[:, -1] @ self.model.head_weight.T
+        by_length: dict[int, list[int]] = {}
+        for n, text in enumerate(self._texts):
+            first = first_kept(self._dropped[n] + len(text), self.model.config.seq_len)
+            self._texts[n] = text[first - self._dropped[n] :]
+            self._dropped[n] = first
+            by_length.setdefault(len(self._texts[n]), []).append(n)
+        found: list[Tensor | None] = [None] * len(self._texts)
+        for numbers in by_length.values():
+            together = torch.stack([self._texts[n] for n in numbers])
+            start = together.new_full((len(numbers), 1), self.model.start_token)
+            with torch.inference_mode():
+                # The head sees one position only: logits of all would be (N, T, V).
+                hidden = self.model.hidden(torch.cat([start, together], dim=1))
+                logits = hidden[:, -1] @ self.model.head_weight.T
+            for n, row in zip(numbers, logits, strict=True):
+                found[n] = row
+        return torch.stack(found)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparse_tx.config import SamplingConfig
 from sparse_tx.errors import UserError
-from sparse_tx.generation.decoders import RecomputeDecoder
+from sparse_tx.generation.decoders import make_decoder
 from sparse_tx.generation.samplers import draw, next_token_probabilities
 
 
@@ -30,7 +30,7 @@ def generate(
     Args:
         model: a ``GPT``, on any device.
         prompt: ``(P,)`` token ids; may be empty. The start symbol is put before it here. A text
-            that outgrows ``model.config.seq_len`` loses its oldest half (see ``decoders``).
+            that outgrows ``model.config.seq_len`` loses its oldest half (see ``context``).
         length: tokens to generate.
         settings: how a token is drawn; from the model's own distribution if not given.
         seed: of the first sample.
@@ -67,7 +67,7 @@ def _steps(
     settings: SamplingConfig,
     generators: list[torch.Generator],
 ) -> Iterator[Tensor]:
-    decoder = RecomputeDecoder(model)
+    decoder = make_decoder(model, prompts.shape[1] + length)
     tokens = None
     for _ in range(length):
         with _eval_mode(model):

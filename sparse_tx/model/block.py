@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparse_tx.attention import sparse_attention
+from sparse_tx.cache import LayerCache
 from sparse_tx.config import ModelConfig
 from sparse_tx.model.positions import rotate
 from sparse_tx.patterns import Layer
@@ -58,6 +59,12 @@ class Attention(nn.Module):
             engine=self.config.engine,
         )
         return self.to_out(out.transpose(1, 2).reshape(x.shape))
+
+    def decode_one_token(self, x: Tensor, cache: LayerCache, texts: slice, position: int) -> Tensor:
+        """The same for one more token, ``(n, 1, C)``, of ``texts`` that are in the cache."""
+        q, k, v = self.split_heads(self.to_qkv(x), position, self.config.seq_len)
+        out = cache.attend(texts, position, q[:, 0], k[:, 0], v[:, 0])  # (n, H, D)
+        return self.to_out(out.flatten(1).unsqueeze(1))
 
     def split_heads(
         self, qkv: Tensor, start: int = 0, T: int | None = None
@@ -140,6 +147,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._add_feed_forward(x + self.dropout(self.attention(self.attention_norm(x))))
+
+    def decode_one_token(self, x: Tensor, cache: LayerCache, texts: slice, position: int) -> Tensor:
+        """The same for one more token, ``(n, 1, C)``, of ``texts`` that are in the cache."""
+        normed = self.attention_norm(x)
+        return self._add_feed_forward(
+            x + self.attention.decode_one_token(normed, cache, texts, position)
+        )
 
     def after_heads(self, x: Tensor, heads: Tensor) -> Tensor:
         """The block's result for its input and the outputs of its heads, ``(B, T, C)`` each."""

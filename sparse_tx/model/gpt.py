@@ -114,12 +114,10 @@ class GPT(nn.Module):
         if not self.config.tie_embeddings:
             self.head.weight.zero_()
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """The normalised output of the last block for ``(B, T)`` tokens: ``(B, T, C)``."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the first block gets for ``(B, T)`` tokens: ``(B, T, C)``."""
         T = tokens.shape[1]
-        if self.config.seq_len < T:
-            raise UserError(f"{T} tokens at once; the model's seq_len is {self.config.seq_len}")
-        x = self.token_embedding(tokens)  # (B, T, C)
+        x = self.token_embedding(tokens)
         for back, embedding in enumerate(self.earlier_embeddings, start=1):
             earlier = F.pad(tokens, (back, 0), value=self.start_token)[:, :T]
             x = x + embedding(earlier)
@@ -127,6 +125,32 @@ class GPT(nn.Module):
             x = x + self.lookups(tokens)
         if self.positions is not None:
             x = x + self.positions(T)
+        return x
+
+    def embed_one_token(self, recent: Tensor, rows: Tensor, position: int) -> Tensor:
+        """The same for one more token of each of n texts, ``(n, 1, C)``.
+
+        Args:
+            recent: the token and those before it, ``(n, recent_tokens)`` int64, latest first;
+                the start symbol stands for those before a text.
+            rows: of the look-ups, ``(n, lookups_per_token)`` int64.
+            position: of the token.
+        """
+        x = self.token_embedding(recent[:, :1])
+        for back, embedding in enumerate(self.earlier_embeddings, start=1):
+            x = x + embedding(recent[:, back : back + 1])
+        if self.lookups is not None:
+            x = x + self.lookups.of_rows(rows).unsqueeze(1)
+        if self.positions is not None:
+            x = x + self.positions(1, position)
+        return x
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The normalised output of the last block for ``(B, T)`` tokens: ``(B, T, C)``."""
+        T = tokens.shape[1]
+        if self.config.seq_len < T:
+            raise UserError(f"{T} tokens at once; the model's seq_len is {self.config.seq_len}")
+        x = self.embed(tokens)
         if self.config.head_chunk is not None:
             return self.final_norm(through_long_blocks(x, self.blocks))
         for block in self.blocks:

@@ -14,7 +14,7 @@ stages, and holds two tensors of the text's length throughout:
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from torch import Tensor
 from sparse_tx.attention import sparse_attention
 from sparse_tx.model.block import Block
 from sparse_tx.patterns import Layer
+
+Keep = Callable[[range, Tensor, Tensor], None]
+"""Takes the numbers of some heads, and their keys and values, ``(B, T, heads, D)`` each."""
 
 
 def through_long_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
@@ -35,6 +38,24 @@ def through_long_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
     weights = [p for block in blocks for p in block.parameters() if p.requires_grad]
     trains = torch.is_grad_enabled() and (x.requires_grad or bool(weights))
     return _LongBlocks.apply(x, tuple(blocks), trains, *weights)
+
+
+def through_one_long_block(x: Tensor, block: Block, heads_at_once: int, keep: Keep) -> Tensor:
+    """What a block makes of ``(B, T, C)``, without gradients, in the place of ``x``.
+
+    Args:
+        x: the block's input, overwritten.
+        block: the block.
+        heads_at_once: heads whose queries, keys and values exist at one time.
+        keep: is given keys and values of each group of heads.
+    """
+    H = block.attention.config.n_head
+    groups = [range(n, min(n + heads_at_once, H)) for n in range(0, H, heads_at_once)]
+    heads = _outputs_of_heads(block, x, groups, keep)
+    for here in _chunks(x, block.attention.config.chunk):
+        piece = _piece(block, x, here)
+        x[:, here] = block.after_heads(piece, heads[:, here].flatten(2))
+    return x
 
 
 class _LongBlocks(torch.autograd.Function):
@@ -57,7 +78,7 @@ class _LongBlocks(torch.autograd.Function):
                 if trains:
                     stored.append(x if keeps_x else x.to(torch.bfloat16))
                     ctx.random_states.append(_random_state(block, x.device))
-                heads = _outputs_of_heads(block, x)
+                heads = _outputs_of_heads(block, x, config.head_groups)
                 result = torch.empty_like(x) if keeps_x else x
                 for here in _chunks(x, config.chunk):
                     piece = _piece(block, x, here)
@@ -101,11 +122,17 @@ class _Sums:
                 self._found[weight] = gradient
 
 
-def _outputs_of_heads(block: Block, x: Tensor) -> Tensor:
-    """The outputs of all heads for the block's input: ``(B, T, H, D)``."""
+def _outputs_of_heads(
+    block: Block, x: Tensor, groups: Iterable[range], keep: Keep | None = None
+) -> Tensor:
+    """The outputs of all heads for the block's input, ``(B, T, H, D)``, a group at a time."""
     found = None
-    for heads in block.attention.config.head_groups:
-        out = _attend(block, heads, _queries_keys_values(block, heads, x)).transpose(1, 2)
+    for heads in groups:
+        qkv = _queries_keys_values(block, heads, x)
+        if keep is not None:
+            keep(heads, *qkv[1:])
+        out = _attend(block, heads, qkv).transpose(1, 2)
+        del qkv
         if found is None:
             B, T, _, D = out.shape
             found = out.new_empty(B, T, block.attention.config.n_head, D)
@@ -144,7 +171,7 @@ def _attend(block: Block, heads: range, qkv: Sequence[Tensor]) -> Tensor:
 
 def _back_to_heads(block: Block, x: Tensor, gradient: Tensor, sums: _Sums) -> Tensor:
     """The first stage; returns the gradient of the heads' outputs, ``(B, T, H, D)``."""
-    heads = _outputs_of_heads(block, x)
+    heads = _outputs_of_heads(block, x, block.attention.config.head_groups)
     after = (block.attention.to_out, block.feed_forward_norm, block.feed_forward)
     weights = _trained(p for module in after for p in module.parameters())
     for here in _chunks(x, block.attention.config.chunk):

@@ -37,6 +37,22 @@ def ngram_rows(tokens: Tensor, orders: tuple[int, ...], rows: int) -> Tensor:
     return torch.stack(found, dim=-1)
 
 
+def hash_further(hashed: int, token: int) -> int:
+    """One round of the hash in ``ngram_rows``, of ints: take in one earlier token.
+
+    Args:
+        hashed: of the later tokens of the n-gram; 0 at first.
+        token: its id and 1; 0 before the text.
+    """
+    hashed = (hashed + token) * _MULTIPLIER & (1 << 64) - 1
+    return hashed ^ hashed >> 29
+
+
+def row_of_hash(hashed: int) -> int:
+    """The row that ``ngram_rows`` makes of a hash, before it is reduced to the table's size."""
+    return hashed >> 7 & (1 << 31) - 1
+
+
 def recall(tokens: Tensor, least: int) -> tuple[Tensor, Tensor]:
     """Find where the last tokens stood before, and what followed them there.
 
@@ -125,6 +141,8 @@ class Lookups(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The embedding of each of ``(B, T)`` tokens' past, itself included: ``(B, T, C)``."""
-        rows = self.rows(tokens)
-        summed = _SumOfRows.apply(self.table, rows.flatten(0, 1))
-        return summed.unflatten(0, tokens.shape)
+        return self.of_rows(self.rows(tokens).flatten(0, 1)).unflatten(0, tokens.shape)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """The embedding of each of some tokens that read ``rows``, ``(tokens, n)``."""
+        return _SumOfRows.apply(self.table, rows)

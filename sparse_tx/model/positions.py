@@ -20,9 +20,15 @@ class PositionTables(nn.Module):
         self.shape = shape
         self.tables = nn.ParameterList(torch.empty(size, n_embd) for size in shape)
 
-    def forward(self, T: int) -> Tensor:
-        """The embedding of positions 0 to T - 1: ``(T, C)``."""
-        place = torch.arange(T, device=self.tables[0].device)
+    def rows_of(self, position: int) -> list[int]:
+        """The row of each table that a position reads."""
+        return [
+            position // prod(self.shape[axis + 1 :]) % size for axis, size in enumerate(self.shape)
+        ]
+
+    def forward(self, n: int, start: int = 0) -> Tensor:
+        """The embedding of n positions from ``start`` on: ``(n, C)``."""
+        place = torch.arange(start, start + n, device=self.tables[0].device)
         total = None
         for axis, table in enumerate(self.tables):
             along_axis = place // prod(self.shape[axis + 1 :]) % self.shape[axis]

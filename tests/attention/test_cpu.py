@@ -1,6 +1,5 @@
 """What the native kernel promises beyond the chain of oracles in test_engines."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from sparse_tx import sparse_attention
-from sparse_tx.attention.cpu import build, operator, sweeps
+from sparse_tx.attention.cpu import operator, sweeps
 from sparse_tx.errors import UserError
 from sparse_tx.patterns import Dense, Local, parse_pattern
 from tests.attention.test_engines import largest_error, make_inputs, run
@@ -58,7 +57,7 @@ def test_the_number_of_threads_changes_no_bit(pattern, dtype):
 def test_without_the_process_pool_threads_are_our_own(monkeypatch):
     inputs = make_inputs(B=1, H=2, T=500, D=8, D_v=8)
     expected = run("cpu", "fixed:64:8", *inputs)
-    monkeypatch.setattr(operator, "_thread_pool", lambda: None)
+    monkeypatch.setattr(operator, "thread_pool", lambda: None)
     found = run("cpu", "fixed:64:8", *inputs)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -236,73 +235,6 @@ def test_gradients_by_finite_differences():
         )
 
 
-def test_a_kernel_that_does_not_compile(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXXFLAGS", "-DT=")
-    with pytest.raises(build.KernelError, match=r"could not compile.*\.log.*error"):
-        build.compile_kernel(tmp_path)
-    (log,) = tmp_path.iterdir()
-    assert "-DT=" in log.read_text()
-
-
-def test_a_machine_without_a_compiler(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match="needs a C"):
-        build.compile_kernel(tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-    monkeypatch.setenv("CXX", "/nowhere/g++ -pipe")
-    with pytest.raises(UserError, match="CXX is '/nowhere/g"):
-        build.compile_kernel(tmp_path / "cache")
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("CXX", "c++ 'x", "CXX is .* cannot be read"),
-        ("CXXFLAGS", "'", "CXXFLAGS is .* cannot be read"),
-        ("CXXFLAGS", "-c -O0", "cannot be loaded; change CXX or CXXFLAGS"),
-        ("CXX", "true", "cannot be loaded; change CXX or CXXFLAGS"),
-    ],
-)
-def test_an_environment_that_compiles_no_library(variable, value, message, tmp_path, monkeypatch):
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(build.KernelError, match=message):
-        build.compile_kernel(tmp_path)
-    assert not list(tmp_path.glob("*.so"))
-
-
-def test_a_compiler_that_is_no_program(tmp_path, monkeypatch):
-    compiler = tmp_path / "c++"
-    compiler.write_bytes(b"\0")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    with pytest.raises(build.KernelError, match="cannot be run"):
-        build.compile_kernel(tmp_path)
-
-
-def test_a_damaged_kernel_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXXFLAGS", "-O0")
-    library = build.compile_kernel(tmp_path)
-    whole = library.read_bytes()
-    for damaged in (b"", whole[:60_000], whole[:4096] + bytes(4096) + whole[8192:]):
-        library.unlink()  # the whole one may be mapped
-        library.write_bytes(damaged)
-        assert build.compile_kernel(tmp_path) == library
-        assert hashlib.sha256(library.read_bytes()[:-32]).digest() == library.read_bytes()[-32:]
-
-
-def test_no_home_for_the_kernel(monkeypatch):
-    def home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", home)
-    build._failure.cache_clear()
-    build.load_kernel.cache_clear()
-    assert "XDG_CACHE_HOME" in build.why_no_kernel()
-    build._failure.cache_clear()
-
-
 @dataclass(frozen=True)
 class EvenDistances(Local):
     def allows(self, q, k):
@@ -323,12 +255,6 @@ def test_auto_without_the_kernel_says_why(monkeypatch):
     assert resolve_engine("auto", **inputs) == ("views", "cpu: no compiler")
     with pytest.raises(UserError, match=r"'cpu' cannot run here: no compiler; .*engine='views'"):
         resolve_engine("cpu", **inputs)
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
-        build.compile_kernel(tmp_path / "file" / "kernels")
 
 
 SANITIZED = """

@@ -1,12 +1,12 @@
 """Exact sparse attention by a native kernel for CPUs, compiled at first use.
 
-``kernel.cpp`` computes, ``sweeps`` turns patterns into its arguments, ``build`` compiles and loads
-it, ``operator`` makes it an operator of torch.
+``kernel.cpp`` computes, ``library`` knows where it is, ``sweeps`` turns patterns into its
+arguments, ``operator`` makes it an operator of torch.
 """
 
 import torch
 
-from sparse_tx.attention.cpu.build import why_no_kernel
+from sparse_tx.attention.cpu.library import why_no_kernel
 from sparse_tx.attention.cpu.operator import attend, workspace_bytes
 from sparse_tx.attention.cpu.sweeps import PARTS
 from sparse_tx.patterns import Pattern

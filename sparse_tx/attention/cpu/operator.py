@@ -4,14 +4,15 @@ Patterns are handed over in notation, since an operator's arguments are tensors,
 """
 
 import ctypes
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from sparse_tx.attention.cpu.build import load_kernel
+from sparse_tx.attention.cpu.library import KERNEL
 from sparse_tx.attention.cpu.sweeps import Problem, TensorView, phases
 from sparse_tx.attention.derivatives import refuse_second_derivatives
+from sparse_tx.native import thread_pool
 from sparse_tx.patterns import Pattern, parse_pattern
 
 
@@ -115,7 +116,7 @@ def _empty_like(x: Tensor) -> Tensor:
 def _fresh(like: Tensor) -> Tensor:
     fresh = _empty_like(like)
     storage = fresh.untyped_storage()
-    load_kernel().sparse_prefer_huge_pages(
+    KERNEL.load().sparse_prefer_huge_pages(
         ctypes.c_void_p(storage.data_ptr()), ctypes.c_int64(storage.nbytes())
     )
     return fresh
@@ -127,14 +128,14 @@ def _run(name: str, tensors: dict[str, Tensor], lse: Tensor, notation: str, scal
     heads = _heads(notation, H)
     problem = Problem(B=B, H=H, T=T, D=D, D_v=v.shape[-1], scale=scale, lse=lse.data_ptr())
     problem.n_threads = torch.get_num_threads()
-    problem.parallel = _thread_pool()
+    problem.parallel = thread_pool()
     for key, x in tensors.items():
         setattr(problem, key, TensorView(x.data_ptr(), *x.stride()[:3]))
     problem.grads_are_zero = not phases(heads, B, T)[0].reads_every_key
     if name == "backward" and problem.grads_are_zero:
         tensors["dk"].zero_(), tensors["dv"].zero_()
     suffix = "double" if q.dtype == torch.float64 else "float"
-    function = getattr(load_kernel(), f"sparse_{name}_{suffix}")
+    function = getattr(KERNEL.load(), f"sparse_{name}_{suffix}")
     for phase in phases(heads, B, T):
         problem.sweeps = ctypes.addressof(phase.sweeps)
         problem.n_sweeps = len(phase.sweeps)
@@ -143,16 +144,3 @@ def _run(name: str, tensors: dict[str, Tensor], lse: Tensor, notation: str, scal
             problem.spill, problem.n_spill_rows = spill.data_ptr(), phase.n_spill_rows
         if function(ctypes.byref(problem)):  # runs without the GIL
             raise MemoryError("the native kernel could not allocate its threads' working memory")
-
-
-@cache
-def _thread_pool() -> int | None:
-    """The address of GOMP_parallel, which runs torch's own operators on Linux.
-
-    Two pools would spin against one another for the same cores.
-    """
-    try:
-        function = ctypes.CDLL(None).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    return ctypes.cast(function, ctypes.c_void_p).value

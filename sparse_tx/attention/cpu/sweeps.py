@@ -7,7 +7,7 @@ from math import gcd
 
 import numpy as np
 
-from sparse_tx.attention.cpu.build import load_kernel
+from sparse_tx.attention.cpu.library import KERNEL
 from sparse_tx.patterns import BlockLocal, Dense, Local, Pattern, Strided, Summary
 
 # The patterns that sweeps are known for; one derived from them may allow other pairs.
@@ -155,7 +155,7 @@ def _spills(sweep: Sweep, T: int, n_sweeps: int) -> list[int]:
     """The rows that each chunk spills, for the most chunks that do not spill too many."""
     if sweep.stride:
         return [0]
-    rows_of = load_kernel().sparse_spill_rows
+    rows_of = KERNEL.load().sparse_spill_rows
     rows_of.restype, rows_of.argtypes = ctypes.c_int64, (ctypes.c_void_p, *[ctypes.c_int64] * 2)
     for n in range(_TASKS // n_sweeps, 0, -1):
         sweep.n_chunks = n
