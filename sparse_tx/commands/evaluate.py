@@ -368,8 +368,8 @@ class _Display:
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("scoring", total=None)
-        self.passes = self.done = 0
-        self.at = self.last_line = perf_counter()
+        self.passes = self.first_done = 0
+        self.first_at = self.last_line = perf_counter()
 
     def __enter__(self) -> "_Display":
         self.progress.start()
@@ -383,15 +383,17 @@ class _Display:
         self.progress.update(self.task, completed=done, total=total)
         now = perf_counter()
         self.passes += 1
-        # The first pass also prepares what later ones find ready, and tells nothing.
-        left = (now - self.at) / (done - self.done) * (total - done)
+        if self.passes == 1:
+            # It also prepares what later ones find ready, and tells nothing of their time.
+            self.first_at, self.first_done = now, done
+            return
+        left = (now - self.first_at) / (done - self.first_done) * (total - done)
         if self.passes == 2 and done < total:
             self._note(f"time       about {seconds_text(left)}, by the second pass")
             self.last_line = now
         elif not self.console.is_terminal and now - self.last_line > _SECONDS_BETWEEN_LINES:
             self._note(f"{done / total:6.1%}     about {seconds_text(left)} left")
             self.last_line = now
-        self.done, self.at = done, now
 
     def _note(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
