@@ -2,8 +2,8 @@
 
     python benchmarks/sampling.py --checkpoint RUN --out benchmarks/results/sampling.json
 
-RUN is a run of the preset ``cpu``. Against it stands a GPT-2 configuration of its width, heads, depth
-and context, whose weights are random, with its key-value cache; both sample from their whole
+RUN is a run of the preset ``cpu``. Against it stands a GPT-2 configuration of its width, heads,
+depth and context, whose weights are random, with its key-value cache; both sample from their whole
 distribution, in turn. Of ours, the figure is the command's own, which it writes to standard error;
 Hugging Face's is taken around ``generate``, without its start.
 """

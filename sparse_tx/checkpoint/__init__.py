@@ -7,7 +7,13 @@ from sparse_tx.checkpoint.layout import (
     is_checkpoint,
     list_checkpoints,
 )
-from sparse_tx.checkpoint.load import Checkpoint, load_checkpoint, read_checkpoint
+from sparse_tx.checkpoint.load import (
+    Checkpoint,
+    load_checkpoint,
+    read_checkpoint,
+    weights_sha256,
+)
+from sparse_tx.checkpoint.manifest import read_manifest
 from sparse_tx.checkpoint.save import save_checkpoint
 from sparse_tx.checkpoint.transplant import (
     positions_in_words,
@@ -25,9 +31,11 @@ __all__ = [
     "load_checkpoint",
     "positions_in_words",
     "read_checkpoint",
+    "read_manifest",
     "save_checkpoint",
     "transplant_config",
     "transplant_weights",
     "transplanted",
+    "weights_sha256",
     "write_atomically",
 ]

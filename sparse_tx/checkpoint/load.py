@@ -125,6 +125,18 @@ def load_checkpoint(
     return model, checkpoint.tokenizer, config
 
 
+def weights_sha256(path: Path) -> str:
+    """The SHA-256, by its manifest, of the file of weights that a checkpoint folder is used by.
+
+    Loading has compared the manifest with the file; here nothing is read again.
+
+    Raises:
+        UserError: there is no manifest, or it is damaged.
+    """
+    files = read_manifest(path).files
+    return files[EMA if EMA in files else MODEL].sha256
+
+
 def _with_model(checkpoint: Checkpoint, model: ModelConfig) -> Checkpoint:
     return replace(checkpoint, config=replace(checkpoint.config, model=model))
 

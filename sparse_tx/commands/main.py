@@ -10,6 +10,7 @@ from sparse_tx.errors import nearest
 COMMANDS = {
     "train": "train a model",
     "sample": "continue a prompt with a trained model",
+    "evaluate": "score a text in bits per byte, under stated protocols",
     "pattern": "show, count and check attention patterns",
     "transplant": "put a trained model under another pattern, and score both",
     "compress": "compress a file by a model's predictions",

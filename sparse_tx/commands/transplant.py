@@ -1,6 +1,5 @@
 """``sparse-tx transplant``: a trained model under another pattern, and what that costs."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +17,8 @@ from sparse_tx.checkpoint import (
     save_checkpoint,
     transplant_config,
     transplant_weights,
-    write_atomically,
 )
+from sparse_tx.commands.json_file import check_json_file, write_json
 from sparse_tx.commands.preparing import prepare_with_status
 from sparse_tx.commands.run_folder import (
     check_is_no_checkpoint,
@@ -94,7 +93,7 @@ def _transplant(argv: list[str]) -> int:
     _say(console, f"change     {change:+.4f} bits per byte, on validation ({scores[0].protocol})")
     if args.json:
         figures = _figures(source, before, after, corpus, scores)
-        _write_json(Path(args.json), figures)
+        write_json(args.json, figures)
         _say(console, f"wrote      {args.json}")
     if args.out:
         _save(Path(args.out), source, config, scores[1])
@@ -121,8 +120,8 @@ def _check_outputs(args: Any) -> None:
         check_is_no_file(folder)
         if holds_run(folder):
             raise UserError(f"{folder} already holds a run; name another folder with --out")
-    if args.json is not None and (Path(args.json).is_dir() or not Path(args.json).name):
-        raise UserError(f"--json '{args.json}' is a folder; name a file")
+    if args.json is not None:
+        check_json_file(args.json)
 
 
 def _score(console: Console, model, corpus: Corpus, max_bytes: int | None) -> Score:
@@ -161,14 +160,6 @@ def _figures(
         "data_sha256": corpus.fingerprint,
         "tokenizer": corpus.tokenizer.fingerprint,
     }
-
-
-def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(figures, indent=2) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from error
 
 
 def _save(run_dir: Path, source: Checkpoint, config: RunConfig, result: Score) -> None:

@@ -175,7 +175,7 @@ class BPETokenizer(Tokenizer):
         self._hf = hf
         vocab = hf.get_vocab()
         words = sorted(vocab, key=vocab.__getitem__)
-        byte_of = _byte_of_symbol()
+        byte_of = byte_of_symbol()
         self._bytes_of = [bytes(byte_of[symbol] for symbol in word) for word in words]
         self.token_bytes = np.array([len(data) for data in self._bytes_of], np.int64)
 
@@ -347,7 +347,7 @@ def _cut(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _byte_of_symbol() -> dict[str, int]:
+def byte_of_symbol() -> dict[str, int]:
     """The byte that each symbol of byte-level BPE stands for.
 
     GPT-2's table: bytes that Latin-1 prints stand for themselves, the others come from U+0100 on.

@@ -40,10 +40,39 @@ class Score:
     @property
     def protocol(self) -> str:
         """What the figure means, in words."""
-        return (
-            f"the first {self.bytes:,} bytes, each scored once, in windows of {self.seq_len:,}"
-            " tokens that do not overlap; context begins anew in each"
-        )
+        return protocol_in_words(self.bytes, self.seq_len)
+
+
+def protocol_in_words(n_bytes: int, seq_len: int, min_context: int = 0) -> str:
+    """How a text was scored, for a person.
+
+    Args:
+        n_bytes: bytes of text that were scored.
+        seq_len: tokens of a window.
+        min_context: tokens that a scored one has before it, but for those of the first window.
+    """
+    words = f"the first {n_bytes:,} bytes, each scored once, in windows of {seq_len:,} tokens that"
+    if min_context == 0:
+        return f"{words} do not overlap; context begins anew in each"
+    return (
+        f"{words} begin {seq_len - min_context:,} apart; the first window scores all of its tokens,"
+        f" a later one those with at least {min_context:,} tokens of the text before them in it"
+    )
+
+
+def tokens_within(tokens: np.ndarray, token_bytes: np.ndarray, max_bytes: int | None) -> np.ndarray:
+    """The tokens at the beginning of a text that lie wholly within so many bytes.
+
+    Args:
+        tokens: the text, 1-D token ids.
+        token_bytes: how many bytes of text each id stands for, ``(V,)``.
+        max_bytes: None for all tokens.
+    """
+    if max_bytes is None:
+        return tokens
+    # No token stands for less than a byte, so that only max_bytes of them need be looked at.
+    lengths = token_bytes[tokens[:max_bytes]]
+    return tokens[: np.searchsorted(lengths.cumsum(), max_bytes, side="right")]
 
 
 @torch.inference_mode()
@@ -79,10 +108,7 @@ def score(
         UserError: there is nothing to score.
         NotFinite: a loss is not finite.
     """
-    if max_bytes is not None:
-        # No token stands for less than a byte, so that only max_bytes of them need be looked at.
-        lengths = token_bytes[tokens[:max_bytes]]
-        tokens = tokens[: np.searchsorted(lengths.cumsum(), max_bytes, side="right")]
+    tokens = tokens_within(tokens, token_bytes, max_bytes)
     if len(tokens) == 0:
         raise UserError("there is no whole token to score; take a longer text")
     seq_len, device = model.config.seq_len, model.head_weight.device

@@ -6,7 +6,12 @@ import pytest
 import torch
 import yaml
 
-from sparse_tx.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
+from sparse_tx.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    read_checkpoint,
+    weights_sha256,
+)
 from sparse_tx.data import CharTokenizer
 from sparse_tx.errors import UserError
 from sparse_tx.model import GPT
@@ -209,3 +214,10 @@ def test_a_run_on_another_device_is_loaded_with_another_engine(save, run, make_c
         load_checkpoint(run)
     model, _, found = load_checkpoint(run, engine="views")
     assert model.engine()[0] == found.model.engine == "views"
+
+
+def test_the_digest_is_of_the_weights_that_loading_takes(save, run):
+    for step, ema in ((1, False), (2, True)):
+        path = save(step, ema=ema)
+        weights = path / ("ema.safetensors" if ema else "model.safetensors")
+        assert weights_sha256(path) == hashlib.sha256(weights.read_bytes()).hexdigest()
