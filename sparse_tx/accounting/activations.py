@@ -80,7 +80,6 @@ def inference_peak(
     T: int | None = None,
     *,
     batch: int = 1,
-    last_only: bool = False,
     workspaces: tuple[Workspace, ...] = (),
 ) -> PeakMemory:
     """Count the most bytes that a forward pass without gradients holds, in float32.
@@ -91,7 +90,6 @@ def inference_peak(
         model: the model.
         T: tokens of a sequence; ``model.seq_len`` when not given.
         batch: sequences.
-        last_only: whether the last token's logits are wanted, as generation does, not the loss.
         workspaces: as of ``training_peak``.
 
     Raises:
@@ -99,11 +97,11 @@ def inference_peak(
     """
     run = LongPass(replace(model, dropout=0.0), T, batch, workspaces)
     run.ledger.take("weights", sum(w.parameters for w in list_weights(model)) * FLOAT)
-    run.ledger.take(TOKENS, 2 * run.N * INT64)  # with targets, or with the start symbol before
+    run.ledger.take(TOKENS, 2 * run.N * INT64)  # inputs and targets
     run.rotary_table()
     run.table_is_new = True
     before = run.ledger.taken_large
-    run.forward(keep=False, last_only=last_only)
+    run.forward(keep=False)
     return PeakMemory(parts=run.ledger.at_peak, fresh_bytes=run.ledger.taken_large - before)
 
 

@@ -8,14 +8,15 @@ pair: scores again, d_values, d_weights, d_queries, d_keys (Dao 2023, arXiv:2307
 
 Two figures share it and differ in the pairs that attention is charged for: *useful* FLOPs in those
 that the pattern allows, *nominal* FLOPs in all T x T of them, future ones included, which is what
-``torch.utils.flop_counter`` and most papers count for causal attention.
+``torch.utils.flop_counter`` and most papers count for causal attention. A step of generation has
+one query, and all T keys are what it would read of a dense cache.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 
-from sparse_tx.accounting.heads import attended_pairs, positions, require_count
+from sparse_tx.accounting.heads import attended_pairs, keys_of_last, positions, require_count
 from sparse_tx.config import ModelConfig
 from sparse_tx.errors import UserError
 
@@ -152,6 +153,50 @@ def nominal_flops(config: ModelConfig, T: int | None = None, batch: int = 1) -> 
     """
     T = positions(config, T)
     return _flops(config, T, batch, config.n_layer * config.n_head * T * T)
+
+
+def prefill_flops(
+    config: ModelConfig, T: int | None = None, batch: int = 1, *, nominal: bool = False
+) -> Flops:
+    """FLOPs of reading texts of ``T`` tokens: a forward pass whose head sees the last one alone.
+
+    Args:
+        config: the model.
+        T: tokens of a text, the start symbol included; ``config.seq_len`` when not given.
+        batch: texts.
+        nominal: whether attention is charged as if it were dense.
+
+    Raises:
+        UserError: ``T`` or ``batch`` is below 1.
+    """
+    count = nominal_flops if nominal else useful_flops
+    last = matrix_product(batch, config.n_embd, config.vocab_size)
+    return replace(_forward_of(count(config, T, batch)), head=Passes(last))
+
+
+def decoding_flops(
+    config: ModelConfig, T: int | None = None, batch: int = 1, *, nominal: bool = False
+) -> Flops:
+    """FLOPs of the step that makes texts ``T`` tokens long, with those before in a cache.
+
+    One token goes through all weights, and its query meets the keys that its pattern reads.
+
+    Args:
+        config: the model.
+        T: tokens of a text after the step; ``config.seq_len`` when not given.
+        batch: texts, each of which grows by one token.
+        nominal: whether attention is charged as if it were dense.
+
+    Raises:
+        UserError: ``T`` or ``batch`` is below 1.
+    """
+    T = positions(config, T)
+    keys = config.n_layer * config.n_head * T if nominal else keys_of_last(config, T).total
+    return _forward_of(_flops(config, 1, batch, keys))
+
+
+def _forward_of(flops: Flops) -> Flops:
+    return Flops(**{name: Passes(passes.forward) for name, passes in flops.parts.items()})
 
 
 def _flops(config: ModelConfig, T: int, batch: int, pairs: int) -> Flops:

@@ -77,7 +77,7 @@ class ForwardPass:
                 ROTARY_TABLE, (1 << (self.T - 1).bit_length()) * head_dim * FLOAT
             )
 
-    def forward(self, *, keep: bool, last_only: bool = False) -> tuple[list, list, list]:
+    def forward(self, *, keep: bool) -> tuple[list, list, list]:
         """Embeddings, blocks, final norm and loss.
 
         Returns:
@@ -88,9 +88,6 @@ class ForwardPass:
         hidden, of_norm = self.norm(keep)
         if not keep:
             self.give(x)
-        if last_only:
-            self.give(hidden)
-            return indices, kept_blocks, []
         gradients = self.loss(keep)
         self.give(hidden)
         return indices, kept_blocks, [*gradients, x, *of_norm]
@@ -123,7 +120,7 @@ class ForwardPass:
             x = new
             indices.append(padded)
             if not keep and len(indices) > 1:
-                self.give(indices.pop(0))  # one is held until the pass is over
+                self.give(indices.pop(0))  # one is held until all is embedded
         if per_token := self.config.lookups_per_token:
             rows = self.ledger.take(TOKENS, self.N * per_token * INT64)
             bags = self.ledger.take(TOKENS, self.N * 3 * INT64)  # which rows make a sum
@@ -157,7 +154,9 @@ class ForwardPass:
             if not keep:
                 self.give(*indices[-len(axes) :])
                 del indices[-len(axes) :]
-        return x, indices
+        if not keep:
+            self.give(*indices)
+        return x, indices if keep else []
 
     def norm(self, keep: bool) -> tuple[Held, list[Held]]:
         """A normalisation: its result, and what its backward pass needs beside its input."""

@@ -43,6 +43,20 @@ def attended_pairs(config: ModelConfig, T: int | None = None) -> PerHead:
     return for_each_head(config, lambda pattern: pattern.count_pairs(T))
 
 
+def keys_of_last(config: ModelConfig, T: int | None = None) -> PerHead:
+    """Count the keys that the query of the last of ``T`` tokens reads in every head.
+
+    Args:
+        config: the model.
+        T: tokens, that one included; ``config.seq_len`` when not given.
+
+    Raises:
+        UserError: ``T`` is below 1.
+    """
+    T = positions(config, T)
+    return for_each_head(config, lambda pattern: len(pattern.read_set(T - 1)))
+
+
 def for_each_head(config: ModelConfig, figure: Callable[[Pattern], int]) -> PerHead:
     """``figure`` of every head's pattern, computed once for each distinct pattern."""
     stack, known = config.stack, {}

@@ -24,19 +24,30 @@ class Ledger:
         peak: the most that were ever held.
         at_peak: who held them then, by part, in bytes.
         taken_large: bytes of all blocks above ``LARGE`` bytes that were taken, one after another.
+        times: for how many blocks of its kind, taken and given back one after another, one that is
+            taken now stands in ``taken_large``.
     """
 
     def __init__(self):
         self.total = self.peak = self.taken_large = 0
+        self.times = 1
         self.at_peak: dict[str, int] = {}
         self._held: Counter[str] = Counter()
 
     def take(self, part: str, size: int) -> Held:
-        """Begin to hold ``size`` bytes in the name of ``part``."""
+        """Begin to hold a block of ``size`` bytes in the name of ``part``."""
+        self.count(size)
+        return self.hold(part, size)
+
+    def count(self, size: int) -> None:
+        """Count a block among those that are taken, and hold none of it yet."""
+        if size > LARGE:
+            self.taken_large += size * self.times
+
+    def hold(self, part: str, size: int) -> Held:
+        """Begin to hold so many bytes of a block that was counted: those that are written to."""
         self._held[part] += size
         self.total += size
-        if size > LARGE:
-            self.taken_large += size
         if self.total > self.peak:
             self.peak = self.total
             self.at_peak = {part: held for part, held in self._held.items() if held}

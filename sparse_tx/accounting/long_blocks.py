@@ -1,5 +1,6 @@
 """The ledger of blocks that take some heads and a chunk of tokens at a time (``head_chunk``)."""
 
+from collections.abc import Iterator
 from copy import copy
 
 from sparse_tx.accounting.backward_pass import TrainingPass
@@ -41,12 +42,25 @@ class LongPass(TrainingPass):
             heads = self.outputs_of_heads(number, widens=False)
             if keep and not self.rounds:
                 x = self.rows(RESIDUAL, C)
-            for n in self.pieces():
-                piece = self.of(n)
-                self.give(*piece.after_heads(False, {}))
-            self.give(heads)
+            self.rest_of_block(heads)
             kept_blocks.append(kept)
         return x, kept_blocks
+
+    def rest_of_block(self, heads: Held) -> None:
+        """A block from its heads' outputs on, whose result goes where there is room already."""
+        for _, n in self.pieces_from():
+            self.give(*self.of(n).after_heads(False, {}))
+        self.give(heads)
+
+    def pieces_from(self) -> Iterator[tuple[int, int]]:
+        """The vectors before each piece, and of it."""
+        start = 0
+        for n in self.pieces():
+            yield start, n
+            start += n
+
+    def keep_keys(self, number: int, heads: range) -> None:
+        """Whatever is done with keys and values of some heads before they are attended to."""
 
     def blocks_backward(self, blocks: list[dict], gradient: Held) -> Held:
         if self.config.head_chunk is None:
@@ -80,6 +94,7 @@ class LongPass(TrainingPass):
         found = None
         for heads in self.config.head_groups:
             qkv = self.queries_keys_values(len(heads), widens)
+            self.keep_keys(number, heads)
             out, lse = self.attend(number, len(heads))
             self.give(lse, *qkv)
             if found is None:
@@ -102,8 +117,10 @@ class LongPass(TrainingPass):
     def queries_keys_values(self, n_head: int, widens: bool) -> list[Held]:
         """Those of so many heads."""
         Q, V = self.widths(n_head)
-        projection, found = self.projection(n_head), []
-        for n in self.pieces():
+        projection, found, before = self.projection(n_head), [], []
+        row, written = (2 * Q + V) * FLOAT, 0
+        for start, n in self.pieces_from():
+            found.append(self.ledger.hold(QKV, (start - written) * row))
             piece, kept = self.of(n), {}
             held = piece.widened(widens)
             norm, _ = piece.norm(False)
@@ -111,10 +128,14 @@ class LongPass(TrainingPass):
             self.give(norm)
             piece.split_heads(n_head, False, kept)
             self.table_is_new = piece.table_is_new
-            if not found:
-                found = [self.rows(QKV, width) for width in (Q, Q, V)]
-            self.give(*held, kept["qkv"], *([kept["qk"]] if "qk" in kept else []))
-        self.give(projection)
+            self.give(*before)
+            for width in (Q, Q, V) if not start else ():
+                self.ledger.count(self.N * width * FLOAT)
+            found.append(self.ledger.hold(QKV, n * row))  # what is not written yet is not there
+            written = start + n
+            self.give(*held, *([kept["qk"]] if "qk" in kept else []))
+            before = [kept["qkv"]]  # its values are let go of only when the next ones are there
+        self.give(projection, *before)
         return found
 
     def widened(self, widens: bool) -> list[Held]:

@@ -5,6 +5,7 @@ from math import prod
 
 from sparse_tx.accounting.heads import PerHead, for_each_head, positions, require_count
 from sparse_tx.accounting.parameters import list_weights
+from sparse_tx.accounting.slots import count_slots
 from sparse_tx.config import ModelConfig, TrainingConfig
 
 # Weights, gradients and optimiser state are float32 whatever the precision of the products.
@@ -73,10 +74,12 @@ class CacheBytes:
     Attributes:
         stored: what some later token will read, and the cache must hold.
         read: what the step of the last token reads, its own key and value included.
+        allocated: all slots of a cache that has room for so many tokens, used or not yet.
     """
 
     stored: PerHead
     read: PerHead
+    allocated: PerHead
 
 
 def cache_bytes(
@@ -84,8 +87,10 @@ def cache_bytes(
 ) -> CacheBytes:
     """Count the bytes of the KV cache once ``T`` tokens have been through the model.
 
-    The two figures differ by the pattern: a strided head stores everything and reads one key in
-    ``stride``; a local head reads one key more than it must store for the next step.
+    The figures differ by the pattern: a strided head stores everything and reads one key in
+    ``stride``; a local head reads one key more than it must store for the next step. Memory is
+    taken once, for what any step may need: rows of residues of one length, a whole block, and twice
+    what a ring and a region behind it both want.
 
     Args:
         config: the model.
@@ -96,11 +101,12 @@ def cache_bytes(
     Raises:
         UserError: ``T``, ``batch`` or ``element_bytes`` is below 1.
     """
-    last = positions(config, T) - 1
+    T = positions(config, T)
     require_count("batch", batch, "texts")
     require_count("element_bytes", element_bytes, "bytes")
     per_key = batch * element_bytes * (config.qk_width + config.n_embd) // config.n_head
     return CacheBytes(
-        stored=for_each_head(config, lambda pattern: per_key * len(pattern.retained(last))),
-        read=for_each_head(config, lambda pattern: per_key * len(pattern.read_set(last))),
+        stored=for_each_head(config, lambda pattern: per_key * len(pattern.retained(T - 1))),
+        read=for_each_head(config, lambda pattern: per_key * len(pattern.read_set(T - 1))),
+        allocated=for_each_head(config, lambda pattern: per_key * count_slots(pattern, T).total),
     )

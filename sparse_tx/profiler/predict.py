@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import lru_cache
 
 from sparse_tx.accounting import (
-    Flops,
     PeakMemory,
     Tiling,
     Workspace,
@@ -12,8 +11,14 @@ from sparse_tx.accounting import (
     attention_peak,
     cache_bytes,
     count_parameters,
+    decoding_flops,
+    decoding_peak,
     inference_peak,
+    keys_of_last,
+    model_in_prefill,
     nominal_flops,
+    prefill_flops,
+    prefill_peak,
     tiles_in_columns,
     tiles_in_place,
     training_peak,
@@ -21,6 +26,7 @@ from sparse_tx.accounting import (
 )
 from sparse_tx.attention import workspace_bytes
 from sparse_tx.config import ModelConfig
+from sparse_tx.model.precision import dtype_of
 from sparse_tx.patterns import Dense, Pattern, Strided
 from sparse_tx.profiler.records import Prediction, Setting
 
@@ -40,19 +46,20 @@ def predict(setting: Setting, engine: str, *, seconds: float | None = None) -> P
         UserError: the memory of ``engine`` is not known.
     """
     model = counted_model(setting)
-    batch = setting.training.batch_size
-    cache = cache_bytes(setting.model, batch=batch)
+    cache = cache_bytes(setting.model, **_of_cache(setting))
     peak = predict_peak(setting, engine)
-    dense = Dense().count_pairs(model.seq_len) * model.n_head * model.n_layer
+    of_head = model.seq_len if setting.work == "decode" else Dense().count_pairs(model.seq_len)
+    dense = of_head * model.n_head * model.n_layer
     return Prediction(
         pairs=pairs_of_work(setting),
         dense_pairs=dense // _layers_averaged(setting),
         useful_flops=flops_of_work(setting),
-        nominal_flops=_of_work(nominal_flops(model, batch=batch), setting),
+        nominal_flops=_flops_by_part(setting, nominal=True),
         peak_bytes=peak.total,
         peak_parts=peak.parts,
         cache_stored_bytes=cache.stored.total,
         cache_read_bytes=cache.read.total,
+        cache_allocated_bytes=cache.allocated.total,
         parameters=count_parameters(setting.model).total,
         seconds=seconds,
         useful_tile_share=_useful_tile_share(model),
@@ -64,7 +71,11 @@ def predict_peak(setting: Setting, engine: str) -> PeakMemory:
 
     Arguments and errors as of ``predict``.
     """
-    batch = setting.training.batch_size
+    if setting.work == "decode":
+        by_torch = not _decodes_natively(setting, engine)
+        return decoding_peak(setting.model, **_of_cache(setting), gathers=by_torch)
+    # Prompts are read one after the other.
+    batch = 1 if setting.work == "prefill" else setting.training.batch_size
     return _peak(setting, _workspaces(counted_model(setting), engine, batch))
 
 
@@ -87,18 +98,33 @@ def _peak(setting: Setting, workspaces: tuple[Workspace, ...]) -> PeakMemory:
             return attention_peak(model, batch=batch, workspaces=workspaces)
         case "forward":
             return inference_peak(model, batch=batch, workspaces=workspaces)
-    return inference_peak(model, batch=batch, last_only=True, workspaces=workspaces)
+        case "prefill":
+            return prefill_peak(model, **_of_cache(setting), workspaces=workspaces)
+        case "decode":
+            return decoding_peak(model, **_of_cache(setting))
+
+
+def _of_cache(setting: Setting) -> dict[str, int]:
+    """How many texts a cache holds, and in numbers of how many bytes."""
+    precision, batch = setting.training.precision, setting.training.batch_size
+    return dict(batch=batch, element_bytes=dtype_of(precision).itemsize)
+
+
+def _decodes_natively(setting: Setting, engine: str) -> bool:
+    """Whether generation takes its steps by its native kernel, if that knows the patterns."""
+    return (setting.device, engine, setting.training.precision) == ("cpu", "cpu", "fp32")
 
 
 def pairs_of_work(setting: Setting) -> int:
     """Attended pairs of one sequence, over the layers and heads that the work goes through."""
+    if setting.work == "decode":
+        return keys_of_last(setting.model).total
     return attended_pairs(counted_model(setting)).total // _layers_averaged(setting)
 
 
 def flops_of_work(setting: Setting) -> dict[str, int]:
     """Useful FLOPs of the setting's work once, by part; parts without any are left out."""
-    flops = useful_flops(counted_model(setting), batch=setting.training.batch_size)
-    return _of_work(flops, setting)
+    return _flops_by_part(setting, nominal=False)
 
 
 def work_flops(setting: Setting) -> int:
@@ -107,7 +133,9 @@ def work_flops(setting: Setting) -> int:
 
 
 def counted_model(setting: Setting) -> ModelConfig:
-    """The model whose layers the work goes through: for attention alone, one round of them."""
+    """The model as the work goes through its layers: for attention alone, one round of them."""
+    if setting.work == "prefill":
+        return model_in_prefill(setting.model)
     if setting.work != "attention":
         return setting.model
     return replace(
@@ -124,17 +152,22 @@ def _layers_averaged(setting: Setting) -> int:
     return len(setting.model.stack.layers) if setting.work == "attention" else 1
 
 
-def _of_work(flops: Flops, setting: Setting) -> dict[str, int]:
-    """By part, what the work takes of a training pass's FLOPs."""
+def _flops_by_part(setting: Setting, *, nominal: bool) -> dict[str, int]:
+    """Useful or nominal FLOPs of the setting's work once, by part."""
+    model, batch = counted_model(setting), setting.training.batch_size
+    match setting.work:
+        case "prefill":
+            flops = prefill_flops(model, batch=batch, nominal=nominal)
+        case "decode":
+            flops = decoding_flops(model, batch=batch, nominal=nominal)
+        case _:
+            flops = (nominal_flops if nominal else useful_flops)(model, batch=batch)
     if setting.work == "attention":
         layers = _layers_averaged(setting)
         return {name: flops.parts[name].total // layers for name in ("scores", "values")}
     if setting.work == "train":
         return {name: passes.total for name, passes in flops.parts.items() if passes.total}
-    found = {name: passes.forward for name, passes in flops.parts.items() if passes.forward}
-    if setting.work != "forward":
-        found["head"] //= setting.model.seq_len  # of the last token alone
-    return found
+    return {name: passes.forward for name, passes in flops.parts.items() if passes.forward}
 
 
 def _workspaces(model: ModelConfig, engine: str, batch: int) -> tuple[Workspace, ...]:

@@ -16,8 +16,8 @@ Work = Literal["attention", "forward", "train", "prefill", "decode"]
 *attention*: forward and backward of one layer's attention without projections, as the mean over the
 pattern's layers. *forward*: the model's loss without gradients. *train*: an optimiser step on one
 batch, the optimiser's own work included; whether the recipe accumulates batches plays no part.
-*prefill*: the logits after a prompt of ``seq_len`` tokens, the start symbol among them. *decode*:
-one further token after it."""
+*prefill*: the logits after a prompt of ``seq_len`` tokens, the start symbol among them, read into a
+cache of keys and values. *decode*: the step that makes a text as long, the rest in a cache."""
 
 WORKS: tuple[Work, ...] = get_args(Work)
 
@@ -64,6 +64,7 @@ class Measurement:
 
     Attributes:
         engine: the attention engine that ran.
+        decoder: the decoder that generated, by the name of its class; empty where none did.
         seconds: of every timed round; empty if there was none.
         peak_bytes: the most memory held beyond what the process held before it made the model
             (on a CPU resident memory, on a GPU the allocator's); None if it was not measured.
@@ -75,6 +76,7 @@ class Measurement:
     """
 
     engine: str = ""
+    decoder: str = ""
     seconds: tuple[float, ...] = ()
     peak_bytes: int | None = None
     baseline_bytes: int = 0
@@ -87,7 +89,8 @@ class Prediction:
     """What accounting says of one setting, and, after calibration, of its time.
 
     Attributes:
-        pairs: attended pairs of one sequence, over all layers and heads of the work.
+        pairs: attended pairs of one sequence, over all layers and heads of the work; of decoding,
+            the keys that the one query reads.
         dense_pairs: what dense causal attention would have.
         useful_flops: FLOPs of the work, attention charged for attended pairs; by part.
         nominal_flops: the same in the dense convention, T x T.
@@ -95,6 +98,7 @@ class Prediction:
         peak_parts: who holds it at that moment; they sum to ``peak_bytes``.
         cache_stored_bytes: keys and values that generation must hold after ``seq_len`` tokens.
         cache_read_bytes: those that the step of the last token reads.
+        cache_allocated_bytes: memory that a cache takes for texts of up to ``seq_len`` tokens.
         parameters: of the model.
         seconds: of the work once; None without calibration or a stated rate.
         useful_tile_share: attended share of the 128-tiles that have any attended pair.
@@ -108,6 +112,7 @@ class Prediction:
     peak_parts: dict[str, int]
     cache_stored_bytes: int
     cache_read_bytes: int
+    cache_allocated_bytes: int
     parameters: int
     seconds: float | None
     useful_tile_share: float

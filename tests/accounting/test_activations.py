@@ -4,73 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from sparse_tx.accounting import Workspace, inference_peak, training_peak
+from sparse_tx.accounting import inference_peak, training_peak
+from sparse_tx.accounting import ledger as ledger_module
 from sparse_tx.accounting.ledger import Ledger
-from sparse_tx.attention import workspace_bytes
 from sparse_tx.config import ModelConfig, TrainingConfig
 from sparse_tx.errors import UserError
-from sparse_tx.generation.decoders import RecomputeDecoder
 from sparse_tx.model import GPT
 from sparse_tx.training.optimiser import clip_gradients, make_optimisers
-
-# What stays from step to step, so that it is no allocation of the step.
-KEPT = ("weights", "optimiser state", "averaged weights", "rotary table")
-MODERN = dict(
-    position="rope",
-    qk_norm=True,
-    activation="relu2",
-    bias=False,
-    recent_tokens=4,
-    init="zero-out",
+from tests.accounting.allocations import (
+    KEPT,
+    MODERN,
+    allocated_peak,
+    draw,
+    make_config,
+    workspaces,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Operators of this size are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def make_config(**settings) -> ModelConfig:
-    defaults = dict(
-        vocab_size=101, seq_len=1031, n_layer=3, n_head=2, n_embd=60, pattern="local:7,strided:7"
-    )
-    return ModelConfig(**defaults | settings)
-
-
-def allocated_peak(run) -> int:
-    """The most bytes that torch's allocator gave out at one time while ``run()`` ran."""
-    run()  # whatever is made once and kept
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    events = profiled.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = most = 0
-    for _, change in changes:
-        held += change
-        most = max(most, held)
-    return most
-
-
-def draw(config: ModelConfig, batch: int) -> torch.Tensor:
-    return torch.randint(0, config.vocab_size, (batch, config.seq_len))
-
-
-def workspaces(config: ModelConfig, batch: int) -> tuple[Workspace, ...]:
-    H = config.n_head
-    sizes = dict(B=batch, T=config.seq_len, D=config.qk_width // H, D_v=config.n_embd // H)
-    found = []
-    for layer in config.stack.layers:
-        groups = [layer.heads(H)[heads.start : heads.stop] for heads in config.head_groups]
-        each = [workspace_bytes(config.engine, group, **sizes) for group in groups]
-        forward, backward = map(max, zip(*each, strict=True))
-        found.append(Workspace(forward=forward, backward=backward))
-    return tuple(found)
 
 
 def step_peaks(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]:
@@ -87,7 +36,7 @@ def step_peaks(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]
             optimiser.step()
         model.zero_grad(set_to_none=True)
 
-    engine = workspaces(config, training.batch_size) if config.engine != "auto" else ()
+    engine = workspaces(config, training.batch_size)
     parts = training_peak(config, training, workspaces=engine).parts
     predicted = sum(size for part, size in parts.items() if part not in KEPT)
     return predicted - 16 * tokens.numel(), allocated_peak(step)
@@ -182,19 +131,18 @@ def test_a_short_text_is_ruled_by_the_weights(optimiser, width):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("last_only", [False, True])
-def test_inference_allocates_what_is_predicted(settings, last_only):
+def test_inference_allocates_what_is_predicted(settings):
     config = make_config(dropout=0.1, recompute=True, **settings)
     model = GPT(config).eval()
-    tokens, decoder = draw(config, 2), RecomputeDecoder(model)
+    tokens = draw(config, 2)
 
     @torch.no_grad()
     def run():
-        decoder.prefill(tokens[:, 1:]) if last_only else model.loss(tokens, tokens)
+        model.loss(tokens, tokens)
 
-    parts = inference_peak(config, batch=2, last_only=last_only).parts
+    parts = inference_peak(config, batch=2).parts
     predicted = sum(size for part, size in parts.items() if part not in KEPT)
-    given = (8 if last_only else 16) * tokens.numel()
+    given = 16 * tokens.numel()
     assert predicted - given == pytest.approx(allocated_peak(run), rel=2e-3)
 
 
@@ -237,3 +185,13 @@ def test_the_ledger_remembers_its_highest_moment():
     ledger.take("a", 2)
     ledger.give(b)
     assert (ledger.peak, ledger.at_peak, ledger.total) == (12, {"a": 5, "b": 7}, 2)
+
+
+def test_what_stands_for_several_is_taken_as_often(monkeypatch):
+    monkeypatch.setattr(ledger_module, "LARGE", 4)
+    ledger = Ledger()
+    ledger.take("a", 5)
+    ledger.times = 3
+    ledger.take("b", 7)
+    ledger.take("b", 4)
+    assert (ledger.taken_large, ledger.total) == (5 + 3 * 7, 16)

@@ -14,15 +14,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparse_tx.accounting import (
     Passes,
+    decoding_flops,
+    keys_of_last,
     linear,
     matrix_product,
     nominal_flops,
+    prefill_flops,
     useful_flops,
 )
 from sparse_tx.config import ModelConfig
 from sparse_tx.errors import UserError
+from sparse_tx.generation import CachedDecoder
 from sparse_tx.model import GPT, block
-from tests.helpers import HEADS, paper_set
+from tests.helpers import HEADS, paper_mask, paper_set
 
 # Distinct primes, where heads allow it, so that no two factors can be exchanged.
 SIZES = dict(vocab_size=17, seq_len=31, n_layer=3, n_head=2, n_embd=26, n_qk=14, n_ff=37)
@@ -161,6 +165,84 @@ def test_useful_and_nominal_differ_in_the_pairs_alone():
             assert passes == nominal.parts[name]
 
 
+def counted_in_generation(run):
+    with FlopCounterMode(display=False, custom_mapping=NAMES_TO_ADD) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def draw_texts(config):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, config.vocab_size, (B, config.seq_len), generator=generator)
+
+
+GENERATING = [
+    dict(),
+    dict(activation="relu2", bias=False, norm="rmsnorm", qk_norm=True),
+    dict(activation="swiglu", tie_embeddings=True, position="table", pattern="strided:3+strided:5"),
+    dict(recent_tokens=4, position="none", chunk=7, dropout=0.1),
+    dict(n_qk=12, n_embd=26, position="rope", n_ff=None, head_chunk=1, ngrams=(2,), recall=2),
+    dict(n_qk=None, pattern="dense"),
+]
+
+
+@pytest.mark.parametrize("T", [3, 30, 31])
+@pytest.mark.parametrize("settings", GENERATING)
+def test_a_prompt_is_what_torch_counts(settings, T):
+    """Of squares of attention, again; but of the head for one token alone."""
+    config = make_config(**dict(pattern="local:5,strided:7/fixed:8:2") | settings)
+    decoder, texts = CachedDecoder(GPT(config).eval()), draw_texts(config)
+    found = counted_in_generation(lambda: decoder.prefill(texts[:, 1:T]))
+    assert prefill_flops(config, T, B, nominal=True).total == found
+
+
+@pytest.mark.parametrize("T", [3, 30, 31])
+@pytest.mark.parametrize("settings", GENERATING)
+def test_a_step_is_what_torch_counts(settings, T):
+    """A step in torch multiplies the keys that its pattern reads, and no others."""
+    config = make_config(**dict(pattern="local:5,strided:7/fixed:8:2") | settings)
+    decoder, texts = CachedDecoder(GPT(config).eval()), draw_texts(config)
+    decoder.prefill(texts[:, 2:T])
+    found = counted_in_generation(lambda: decoder.decode_one_token(texts[:, 0]))
+    assert decoding_flops(config, T, B).total == found
+
+
+@pytest.mark.parametrize("T", [1, 2, 28, 29])
+@pytest.mark.parametrize("notation", HEADS)
+def test_a_step_equals_brute_force_over_the_mask(notation, T):
+    config = make_config(pattern=notation, n_layer=1, dropout=0.1, recompute=True)
+    keys = [int(paper_mask(notation, T, head)[T - 1].sum()) for head in range(2)]
+    flops = decoding_flops(config, T, B)
+    assert keys_of_last(config, T).heads == (tuple(keys),)
+    assert flops.scores == Passes(B * sum(keys) * 2 * 14 // 2)
+    assert flops.values == Passes(B * sum(keys) * 2 * 26 // 2)
+    dense = decoding_flops(config, T, B, nominal=True)
+    assert dense.scores + dense.values == Passes(B * T * 2 * (14 + 26))
+    assert replace(dense, scores=flops.scores, values=flops.values) == flops
+
+
+@pytest.mark.parametrize("notation", HEADS)
+def test_steps_from_the_first_token_on_are_a_prompt(notation):
+    """Of attention; and of all else, but for the head, as many tokens' worth."""
+    config, T = make_config(pattern=notation), 29
+    steps = [decoding_flops(config, t, B) for t in range(1, T + 1)]
+    prompt = prefill_flops(config, T, B)
+    for name, passes in prompt.parts.items():
+        times = T if name == "head" else 1
+        assert sum(step.parts[name].forward for step in steps) == times * passes.forward
+    assert prompt.all_parts == Passes(prompt.total) and prompt.total > 0
+
+
+def test_a_step_of_a_strided_pattern_takes_the_root():
+    """Weights aside, of a million tokens, a step reads a thousand."""
+    of_step = {
+        pattern: decoding_flops(make_config(pattern=pattern), 2**20).scores.forward
+        for pattern in ("dense", "local:1024", "strided:1024")
+    }
+    assert of_step["dense"] == 3 * 2 * 2**20 * 14
+    assert of_step["local:1024"] == of_step["strided:1024"] == 3 * 2 * 1024 * 14
+
+
 def test_parts_of_a_layer_by_hand():
     flops = useful_flops(make_config(n_layer=1), 31, B)
     N = B * 31
@@ -193,7 +275,7 @@ def test_no_rate(rate):
         useful_flops(make_config()).seconds(rate)
 
 
-@pytest.mark.parametrize("count", [useful_flops, nominal_flops])
+@pytest.mark.parametrize("count", [useful_flops, nominal_flops, prefill_flops, decoding_flops])
 def test_no_length_or_batch(count):
     with pytest.raises(UserError, match="T is 0; it must be a whole number of positions, 1 or"):
         count(make_config(), 0)

@@ -6,13 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_tx.accounting import cache_bytes, training_state
+from sparse_tx.accounting.slots import count_slots
+from sparse_tx.cache import KVCache, layout_of
+from sparse_tx.cache.layout import Columns, Everything
 from sparse_tx.config import ModelConfig, TrainingConfig
 from sparse_tx.errors import UserError
 from sparse_tx.model import GPT
+from sparse_tx.patterns import Dense, parse_pattern
 from sparse_tx.training.averaging import WeightAverage
 from sparse_tx.training.muon import Muon
 from sparse_tx.training.optimiser import make_optimisers
-from tests.helpers import head_notations, paper_set
+from tests.helpers import HEADS, head_notations, paper_set
 
 
 def bytes_of(tensors):
@@ -84,6 +88,46 @@ def test_a_million_tokens():
     per_key = 2 * 2 * 64
     assert found.stored.by_layer == (1023 * per_key, 2**20 * per_key)
     assert found.read.by_layer == (1024 * per_key, 1024 * per_key)
+    assert found.allocated.by_layer == (1024 * per_key, 2**20 * per_key)
+
+
+def cache_of(config, T, texts):
+    H = config.n_head
+    return KVCache(
+        config.stack,
+        n_layer=config.n_layer,
+        n_head=H,
+        texts=texts,
+        room=T,
+        D=config.qk_width // H,
+        D_v=config.n_embd // H,
+        dtype=torch.float16,
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.mark.parametrize("T", [1, 2, 61, 127])
+@pytest.mark.parametrize("head", HEADS)
+def test_allocated_is_what_the_cache_takes(head, T):
+    config = ModelConfig(pattern=f"{head},local:5/{head}", n_layer=3, n_head=2, n_embd=6, n_qk=10)
+    found, cache = cache_bytes(config, T, batch=3, element_bytes=2), cache_of(config, T, 3)
+    assert found.allocated.total == cache.nbytes
+    for layer, expected in zip(cache.layers, found.allocated.heads, strict=True):
+        for group in layer.groups:
+            own = group.layout.slots * group.bytes_of_a_slot // len(group.heads)
+            assert expected[group.heads.start : group.heads.stop] == (own,) * len(group.heads)
+    assert found.allocated.total >= found.stored.total
+
+
+@given(notation=head_notations(), T=st.integers(1, 200))
+def test_slots_are_those_of_the_layout(notation, T):
+    pattern = parse_pattern(notation).at(0, 0, 1)
+    found, layout = count_slots(pattern, T), layout_of(pattern, T)
+    assert found.total == layout.slots and found.ring == layout.first_of_rest
+    assert found.filled == len(layout.fills(T)[1])
+    assert found.is_indexed == isinstance(layout.rest, Columns)
+    everything = isinstance(layout.rest, Everything)
+    assert found.picked == (everything and not isinstance(layout.rest.pattern, Dense))
 
 
 @pytest.mark.parametrize("name", ["batch", "element_bytes"])

@@ -78,6 +78,7 @@ def prediction(asked: Setting) -> Prediction:
         peak_parts=peak,
         cache_stored_bytes=cache.stored.total,
         cache_read_bytes=cache.read.total,
+        cache_allocated_bytes=cache.allocated.total,
         parameters=count_parameters(model).total,
         seconds=sum(flops.values()) / RATE + 0.01,
         useful_tile_share=0.5,

@@ -85,6 +85,17 @@ def test_csv_has_a_line_for_each_row():
     failed = next(line for line in lines if line["failure"])
     assert failed["measured_seconds"] == failed["measured_peak_bytes"] == ""
     assert lines[-1]["not_measured"] == "would take about 3 h" and lines[-1]["engine"] == ""
+    assert int(first["cache_allocated_bytes"]) == row.prediction.cache_allocated_bytes
+
+
+def test_csv_names_the_decoder():
+    profile = realistic_profile(works=("decode",), lengths=(1024,))
+    row = profile.rows[0]
+    measured = replace(row, measurement=replace(row.measurement, decoder="NativeDecoder"))
+    text = profile_to_csv(replace(profile, rows=(measured, *profile.rows[1:])))
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert [line["decoder"] for line in lines[:2]] == ["NativeDecoder", ""]
+    assert lines[0]["engine"] == "cpu"
 
 
 def test_csv_of_awkward_names():

@@ -10,6 +10,7 @@ from sparse_tx.profiler.records import Profile, Row
 from sparse_tx.profiler.report import WIDTH_OF_FILES, facts, sentences, tables
 from sparse_tx.profiler.report.findings import (
     all_findings,
+    cache_sheet,
     fits_sheet,
     reaches_sheet,
     totals_sheet,
@@ -182,6 +183,18 @@ def test_a_run_beyond_the_memory_confirms_nothing():
     text = " ".join(sentences(profile))
     assert "a run at 500,000 took 24.3 GB" in text and "confirmed" not in text
     assert fits_sheet(profile).rows[0][-1].text.endswith("24.3 GB (more than the memory)")
+
+
+def test_what_a_cache_takes_stores_and_reads():
+    profile = realistic_profile(works=("decode",), lengths=(1024, 4096))
+    sheet = cache_sheet(profile)
+    assert [column.name for column in sheet.columns[-3:]] == ["taken", "stored", "read by a step"]
+    dense, strided, _ = ([cell.value for cell in row[-3:]] for row in sheet.rows)
+    per_key = 4 * 2 * 4 * 128  # four layers, keys and values
+    assert dense == [4096 * per_key] * 3
+    assert strided[0] == (128 + 4096) * per_key / 2
+    assert strided[1:] == [(127 + 4096) * per_key / 2, (128 + 32) * per_key / 2]
+    assert "no cache" not in sheet.explanation
 
 
 def test_a_reach_that_is_not_known():

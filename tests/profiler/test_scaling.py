@@ -34,6 +34,7 @@ def make_row(label, T, *, flops=1, peak=1, seconds=None, measured=None, recomput
         peak_parts={},
         cache_stored_bytes=0,
         cache_read_bytes=0,
+        cache_allocated_bytes=0,
         parameters=1,
         seconds=seconds,
         useful_tile_share=1.0,

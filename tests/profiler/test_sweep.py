@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from sparse_tx.accounting import cache_bytes
+from sparse_tx.accounting.generating import CACHE
 from sparse_tx.config import ModelConfig, TrainingConfig
 from sparse_tx.profiler import forecast, laboratory
 from sparse_tx.profiler.equal_cost import find_reaches
@@ -145,6 +147,16 @@ def test_the_longest_that_fits(machine):
         assert predict_peak(beyond, "views").total > 0.97 * (memory - BASELINE) - 1
         assert fit.confirmation.peak_bytes + BASELINE == fit.peak_bytes
         assert fit.near == fit.value
+
+
+def test_the_longest_prompt_has_room_for_its_cache(machine):
+    memory = 60_000_000
+    (fit,) = find_fits([make_setting("dense", 1024, "prefill")], memory, make_laboratory())
+    cache = cache_bytes(fit.setting.model).allocated.total
+    peak = predict_peak(fit.setting, "views")
+    assert memory / 4 < cache <= peak.parts[CACHE]
+    assert peak.total + BASELINE == fit.peak_bytes <= memory
+    assert fit.confirmation.peak_bytes == peak.total
 
 
 def test_what_fits_but_takes_too_long_is_not_run(machine):

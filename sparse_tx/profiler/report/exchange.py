@@ -12,7 +12,7 @@ from sparse_tx.errors import UserError
 from sparse_tx.profiler.records import Profile, Row
 from sparse_tx.profiler.report import facts
 
-FORMAT = "sparse_tx profile 1"
+FORMAT = "sparse_tx profile 2"
 """Names what a JSON file holds; the number rises when an older reader could not read it."""
 
 PART_COLUMNS = ("peak.", "flops.", "time.")
@@ -124,6 +124,7 @@ def _flat(row: Row, profile: Profile) -> dict[str, Any]:
         "device": setting.device,
         "engine_asked": model.engine,
         "engine": found.engine if found else None,
+        "decoder": found.decoder if found else None,
         "parameters": predicted.parameters,
         "pairs": predicted.pairs,
         "dense_pairs": predicted.dense_pairs,
@@ -146,6 +147,7 @@ def _flat(row: Row, profile: Profile) -> dict[str, Any]:
         "share_of_gemm": facts.share_of_ceiling(row, profile),
         "cache_stored_bytes": predicted.cache_stored_bytes,
         "cache_read_bytes": predicted.cache_read_bytes,
+        "cache_allocated_bytes": predicted.cache_allocated_bytes,
         "failure": found.failure if found else None,
         "not_measured": row.not_measured,
         **{f"peak.{name}": value for name, value in predicted.peak_parts.items()},

@@ -272,7 +272,7 @@ def _run_time(per_step: float | None, steps: int) -> Cell:
 
 
 def cache_sheet(profile: Profile) -> Sheet:
-    """Keys and values that generation stores and reads, at each pattern's longest length."""
+    """Keys and values that generation keeps and reads, at each pattern's longest length."""
     longest: dict[str, Row] = {}
     for row in profile.rows:
         name = facts.series_name(row.setting, facts.varying_knobs(profile))
@@ -281,24 +281,24 @@ def cache_sheet(profile: Profile) -> Sheet:
             longest[name] = row
     rows = []
     for row in longest.values():
-        stored, read = row.prediction.cache_stored_bytes, row.prediction.cache_read_bytes
-        rows.append(
-            (
-                *key_cells(row, profile),
-                Cell(bytes_text(stored), stored),
-                Cell(bytes_text(read), read),
-            )
-        )
+        told = row.prediction
+        figures = told.cache_allocated_bytes, told.cache_stored_bytes, told.cache_read_bytes
+        cells = [Cell(bytes_text(figure), figure) for figure in figures]
+        rows.append((*key_cells(row, profile), *cells))
     return Sheet(
         key="cache",
         title="Cache of keys and values",
         explanation=(
-            "What generation must hold after that many tokens, since some later token will read"
-            " it, and what the step of the last token reads. A strided pattern stores everything"
-            " and reads little of it at a time. That is what the patterns allow: sampling keeps no"
-            " cache yet, and goes over the whole text for every token."
+            "Taken: the memory of a cache with room for that many tokens. Stored: what it must hold"
+            " after them, since some later token will read it. Read: by the step of the last token."
+            " A strided pattern stores everything and reads little of it at a time."
         ),
-        columns=(*key_columns(profile), Column("stored"), Column("read by a step")),
+        columns=(
+            *key_columns(profile),
+            Column("taken"),
+            Column("stored"),
+            Column("read by a step"),
+        ),
         rows=tuple(rows),
     )
 
