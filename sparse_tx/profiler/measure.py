@@ -114,6 +114,7 @@ def _with_ending(found: Measurement, ending: Ending, time_limit_s: float | None)
     peak = peak if found.peak_bytes is None else found.peak_bytes
     return Measurement(
         engine=told.get("engine", found.engine),
+        decoder=told.get("decoder", found.decoder),
         seconds=seconds,
         peak_bytes=peak,
         baseline_bytes=found.baseline_bytes or told.get("baseline", 0),
@@ -221,6 +222,7 @@ def _begin(tell: Tell, setting: Setting, memory_limit_bytes: int | None) -> tupl
         limit_memory(memory_limit_bytes, setting.device)
     work = make_work(setting)
     tell("engine", work.engine)
+    tell("decoder", work.decoder)
     return work, baseline
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from sparse_tx.model import GPT
+from sparse_tx.model import GPT, long_blocks
 from sparse_tx.profiler.machine import clock
 from sparse_tx.profiler.works import Doable
 
@@ -28,8 +28,10 @@ def measure_parts(work: Doable, device: str) -> dict[str, float]:
     backward pass computes again. ``optimiser`` has one pass only. Of the work ``attention``, times
     are the mean over the layers of its pattern.
 
-    With ``head_chunk``, the blocks' attention and its projection to queries, keys and values are
-    ``other``, and so are their backward passes.
+    Where blocks take some heads at a time, as with ``head_chunk`` and in prefill, the projection to
+    queries, keys and values is ``other``, and so is all of attention's backward pass but what it
+    computes again. Of decoding, attention is ``other``; so is all of it where a native kernel takes
+    the whole step.
     """
     clocks = _Clocks(device)
     if work.model is None:
@@ -91,9 +93,13 @@ def _clocks_in(model: GPT, clocks: _Clocks) -> Iterator[None]:
         hooks.on(block.feed_forward, "feed_forward")
         hooks.on_pieces(block.feed_forward.expand, block.feed_forward.to_out, "feed_forward")
     hooks.on(model.final_norm, "norms", before="other", after="head_and_loss")
+    # Blocks that take some heads at a time call attention as a function, by the name there.
+    plain = long_blocks.sparse_attention
+    long_blocks.sparse_attention = hooks.around(plain, "attention")
     try:
         yield
     finally:
+        long_blocks.sparse_attention = plain
         hooks.remove()
 
 
@@ -146,6 +152,18 @@ class _Hooks:
         self._handles.append(module.register_forward_pre_hook(begin))
         # Recomputation stops by an exception as soon as it has all that it needs.
         self._handles.append(module.register_forward_hook(end, always_call=True))
+
+    def around(self, function: Callable, part: str) -> Callable:
+        """The same function, whose calls are counted as those of ``part``."""
+
+        def clocked(*args, **options):
+            before = self._clocks.switch(f"{part}.{self._pass()}")
+            try:
+                return function(*args, **options)
+            finally:
+                self._clocks.switch(before)
+
+        return clocked
 
     def on_pieces(self, first: nn.Module, last: nn.Module, part: str) -> None:
         """Count what is computed again from ``first`` to ``last`` as recomputation of ``part``.

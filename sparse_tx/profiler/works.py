@@ -12,8 +12,11 @@ from torch import Tensor
 
 from sparse_tx.attention import resolve_engine, sparse_attention
 from sparse_tx.errors import UserError
-from sparse_tx.generation import RecomputeDecoder
+from sparse_tx.generation import make_decoder
+from sparse_tx.generation.cached import IncrementalDecoder
 from sparse_tx.model import GPT
+from sparse_tx.model.growing_text import GrowingText
+from sparse_tx.model.positions import rotate
 from sparse_tx.model.precision import autocast, dtype_of
 from sparse_tx.profiler.records import Setting, Work
 from sparse_tx.training.averaging import WeightAverage
@@ -21,6 +24,8 @@ from sparse_tx.training.optimiser import clip_gradients, make_optimisers
 
 # What a small version reads: enough for every engine to start its threads.
 _SMALL_LEN = 300
+# Steps of generation before the one that is measured (see ``DecodeWork``).
+_STEPS_BEFORE = 8
 
 Enter = Callable[[str], None]
 """Is called when a phase of the work begins: ``forward``, ``backward`` or ``optimiser``."""
@@ -35,11 +40,13 @@ class Doable(Protocol):
 
     Attributes:
         engine: the attention engine that runs.
+        decoder: the class of the decoder that generates; empty where nothing is generated.
         model: whose parts take the time; None where there is no model.
         times: how often a run does what is measured.
     """
 
     engine: str
+    decoder: str
     model: GPT | None
     times: int
 
@@ -81,7 +88,7 @@ class AttentionWork:
     have gone over them. They and the gradient of the output are made once.
     """
 
-    model = None
+    model, decoder = None, ""
 
     def __init__(self, setting: Setting):
         config, self.layers = setting.model, setting.model.stack.layers
@@ -119,11 +126,14 @@ class AttentionWork:
 class _ModelWork:
     """A model, and a batch of random texts for it."""
 
-    times = 1
+    times, decoder = 1, ""
 
     def __init__(self, setting: Setting):
         self.device, self.recipe = torch.device(setting.device), setting.training
         self.model = GPT(setting.model).to(self.device).eval()
+        if self.model.lookups is not None:
+            # Zeros that nobody has written take no memory yet; a trained table is there in full.
+            torch.nn.init.normal_(self.model.lookups.table, std=0.02)
         shape = (self.recipe.batch_size, setting.model.seq_len)
         self.tokens = torch.randint(0, setting.model.vocab_size, shape)  # (B, T), as loaders do
         with autocast(self.recipe.precision, self.device):
@@ -171,27 +181,81 @@ class TrainWork(_ModelWork):
             self.average.update(self.model)
 
 
-class PrefillWork(_ModelWork):
-    """The logits after a prompt that, with the start symbol, is ``seq_len`` tokens."""
+class _GenerationWork(_ModelWork):
+    """A model, and texts that with the start symbol are ``seq_len`` tokens."""
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting)
+        self.decoder = type(self._make_decoder()).__name__
+
+    def _make_decoder(self) -> IncrementalDecoder:
+        """As generation makes it, with room for texts as long as the context."""
+        with autocast(self.recipe.precision, self.device):
+            return make_decoder(self.model)
+
+
+class PrefillWork(_GenerationWork):
+    """The logits after the texts, read into a cache that is made for them."""
 
     def run(self, enter: Enter = _ignore) -> None:
         enter("forward")
         with autocast(self.recipe.precision, self.device):
-            RecomputeDecoder(self.model).prefill(self.tokens[:, 1:]).cpu()
+            self._make_decoder().prefill(self.tokens[:, 1:]).cpu()
 
 
-class DecodeWork(_ModelWork):
-    """The step that makes start symbol and text ``seq_len`` tokens; each on a text of its own."""
+class DecodeWork(_GenerationWork):
+    """The step that appends the last token of the texts, each time to the same ones.
+
+    Reading them would take far longer than the step, and so the cache holds random numbers, which
+    take as long to attend to. A step writes its slots before it reads them, and thus can be taken
+    any number of times. Some steps before it are taken again each time too: a processor keeps what
+    it has just read, and would otherwise have at hand what a step reads once in a stride.
+    """
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting)
+        self._decoding: IncrementalDecoder | None = None
 
     def prepare(self) -> None:
-        self.decoder = RecomputeDecoder(self.model)
+        before = max(0, self.tokens.shape[1] - 2)
+        first = max(0, before - _STEPS_BEFORE)
         with autocast(self.recipe.precision, self.device):
-            self.decoder.prefill(self.tokens[:, 2:])
+            if self._decoding is None:
+                self._decoding = self._begin()
+            self._set_texts(first)
+            for tokens in self.tokens[:, first:before].T:
+                self._decoding.decode_one_token(tokens)
 
     def run(self, enter: Enter = _ignore) -> None:
         enter("forward")
         with autocast(self.recipe.precision, self.device):
-            self.decoder.decode_one_token(self.tokens[:, 0]).cpu()
+            self._decoding.decode_one_token(self.tokens[:, -1]).cpu()
+
+    def _begin(self) -> IncrementalDecoder:
+        """A decoder whose texts are empty, and whose cache is full."""
+        decoder = self._make_decoder()
+        decoder.prefill(self.tokens[:, :0])
+        for layer in decoder.cache.layers:
+            for group in layer.groups:
+                group.k.normal_()
+                group.v.normal_()
+        config = self.model.config
+        if config.position == "rope":  # texts that were read would have left a rotary table
+            key = torch.zeros(1, 1, 1, config.qk_width // config.n_head, device=self.device)
+            rotate(key, config.seq_len - 1, config.seq_len)
+        return decoder
+
+    def _set_texts(self, length: int) -> None:
+        """Let the decoder's texts be the first ``length`` tokens of those that there are.
+
+        Nobody else takes tokens back, so that decoders have no other way to do it.
+        """
+        decoder, start = self._decoding, self.model.start_token
+        prompts = self.tokens[:, :length].tolist()
+        decoder._texts = [
+            replace(text, held=GrowingText(self.model.config, [start, *prompt]), length=length)
+            for text, prompt in zip(decoder._texts, prompts, strict=True)
+        ]
 
 
 _WORKS: dict[Work, Callable[[Setting], Doable]] = {

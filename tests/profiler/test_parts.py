@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparse_tx.attention import sparse_attention
-from sparse_tx.model import block, gpt
+from sparse_tx.model import block, gpt, long_blocks
 from sparse_tx.profiler import parts
 from sparse_tx.profiler.records import WORKS
 from sparse_tx.profiler.works import make_work
@@ -46,8 +46,9 @@ def test_parts_sum_to_the_whole(work, ticks):
     [
         ("attention", {}, {"attention.forward", "attention.backward"}),
         ("forward", {"recompute": True, "chunk": 10}, OFTEN),
-        ("prefill", {}, OFTEN),
-        ("decode", {}, OFTEN),
+        ("prefill", {}, OFTEN - {"qkv.forward"}),
+        ("prefill", {"head_chunk": 1, "chunk": 10, "engine": "views"}, OFTEN - {"qkv.forward"}),
+        ("decode", {"engine": "views"}, OFTEN - {"attention.forward"}),
         ("train", {}, TRAINED),
         ("train", {"position": "none", "tie_embeddings": True}, TRAINED),
         ("train", {"chunk": 10}, TRAINED | {"feed_forward.recompute"}),
@@ -58,6 +59,20 @@ def test_parts_sum_to_the_whole(work, ticks):
 )
 def test_which_parts_there_are(work, model, expected, ticks):
     assert set(found_for(make_setting(work, **model))) == expected
+
+
+def test_a_native_step_is_one_part(ticks):
+    setting = make_setting("decode")
+    if make_work(setting).decoder != "NativeDecoder":
+        pytest.skip("no compiler")
+    assert set(found_for(setting)) == {"other.forward"}
+
+
+def test_attention_of_some_heads_at_a_time(ticks):
+    """Forward, and what the backward pass computes again of it; the two sum to the whole too."""
+    found = found_for(make_setting("train", head_chunk=1, chunk=10))
+    assert sum(found.values()) == pytest.approx(ticks[-1] - ticks[0])
+    assert {"attention.forward", "attention.recompute"} < set(found)
 
 
 class Noted(torch.autograd.Function):
@@ -108,6 +123,7 @@ def test_the_right_part_is_open(recompute, monkeypatch):
 def test_no_hook_is_left(ticks):
     work = make_work(make_setting("train"))
     parts.measure_parts(work, "cpu")
+    assert long_blocks.sparse_attention is sparse_attention
     for module in work.model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks

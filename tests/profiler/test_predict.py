@@ -4,7 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from sparse_tx.accounting import attended_pairs, nominal_flops, training_peak, useful_flops
+from sparse_tx.accounting import (
+    attended_pairs,
+    cache_bytes,
+    decoding_flops,
+    nominal_flops,
+    prefill_flops,
+    training_peak,
+    useful_flops,
+)
+from sparse_tx.accounting.generating import CACHE
 from sparse_tx.config import ModelConfig, TrainingConfig
 from sparse_tx.errors import UserError
 from sparse_tx.profiler.measure import measure
@@ -47,6 +56,7 @@ def test_works_take_their_share_of_a_training_step():
     flops = useful_flops(make_setting().model, batch=2)
     assert forward == flops.all_parts.forward
     assert forward - prefill == flops.head.forward * 96 // 97
+    assert work_flops(make_setting("decode")) == decoding_flops(make_setting().model, batch=2).total
     assert attention == (flops.scores + flops.values).total // 4  # layers alternate
     assert train == flops.total
 
@@ -90,22 +100,68 @@ def test_bytes_within_a_limit(work):
         assert limit < bytes_within(setting, "views", limit) <= peak
 
 
+def test_a_step_of_generation_reads_keys_of_one_query():
+    found = predict(make_setting("decode"), "cpu")
+    assert found.pairs == 2 * 2 * (7 + 20)  # of 97 positions: the last 7, and every fifth
+    assert found.dense_pairs == 4 * 2 * 97
+    dense = predict(make_setting("decode", pattern="dense"), "cpu")
+    assert dense.pairs == dense.dense_pairs == found.dense_pairs
+    assert found.nominal_flops == dense.useful_flops
+    model = make_setting().model
+    prefill = predict(make_setting("prefill"), "cpu").nominal_flops
+    assert sum(prefill.values()) == prefill_flops(model, batch=2, nominal=True).total
+
+
+@pytest.mark.parametrize(("precision", "element_bytes"), [("fp32", 4), ("bf16", 2)])
+@pytest.mark.parametrize("work", ["prefill", "decode"])
+def test_generation_holds_its_cache(work, precision, element_bytes):
+    setting = make_setting(work)
+    setting = replace(setting, training=replace(setting.training, precision=precision))
+    found = predict(setting, "cpu")
+    counted = cache_bytes(setting.model, batch=2, element_bytes=element_bytes)
+    assert found.cache_allocated_bytes == counted.allocated.total
+    assert found.cache_stored_bytes == counted.stored.total
+    assert found.cache_read_bytes == counted.read.total
+    assert found.peak_parts[CACHE] >= counted.allocated.total
+    if work == "decode":
+        assert found.peak_parts[CACHE] == counted.allocated.total
+
+
 def test_an_engine_of_unknown_memory():
     with pytest.raises(UserError, match="the memory of engine='reference' is not known"):
         predict(make_setting(), "reference")
 
 
-# What generation holds with an engine is what a forward pass does.
-@pytest.mark.parametrize(
-    ("engine", "work"),
-    [*(("auto", work) for work in WORKS), *(("views", work) for work in WORKS[:3])],
-)
-def test_the_measured_peak_is_what_was_predicted(engine, work):
+@pytest.mark.parametrize("engine", ["auto", "views"])
+@pytest.mark.parametrize("work", WORKS)
+def test_the_measured_peak_is_what_was_predicted(work, engine):
     setting = make_setting(
         work, 1, seq_len=9001, n_embd=128, n_layer=2, n_head=4, pattern="local:128,strided:64"
     )
     setting = replace(setting, model=replace(setting.model, engine=engine))
     measured = measure(setting, rounds=1, want=("peak",))
     assert measured.failure is None
+    predicted = predict_peak(setting, measured.engine).total
+    assert predicted == pytest.approx(measured.peak_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["fixed:128:32,strided:100", "local:2000,local:3000+strided:500"]
+)
+@pytest.mark.parametrize("work", ["prefill", "decode"])
+def test_the_measured_peak_of_generation(work, pattern):
+    """With all that a text keeps beside its keys: rotary table, look-ups, tables of columns."""
+    options = dict(position="rope", qk_norm=True, recent_tokens=3, ngrams=(3, 4), recall=4)
+    sizes = dict(vocab_size=256, seq_len=30_011, n_embd=128, n_layer=4, n_head=4, chunk=8192)
+    setting = make_setting(work, 1, pattern=pattern, **options, **sizes)
+    measured = measure(setting, rounds=1, want=("peak",))
+    assert measured.failure is None
+    predicted = predict_peak(setting, measured.engine).total
+    assert predicted == pytest.approx(measured.peak_bytes, rel=0.05)
+
+
+def test_prompts_of_a_batch_share_what_reading_one_takes():
+    setting = make_setting("prefill", 3, seq_len=9001, n_embd=128, n_layer=2, n_head=4)
+    measured = measure(setting, rounds=1, want=("peak",))
     predicted = predict_peak(setting, measured.engine).total
     assert predicted == pytest.approx(measured.peak_bytes, rel=0.05)

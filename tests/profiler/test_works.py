@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparse_tx.accounting import cache_bytes
 from sparse_tx.attention import sparse_attention
+from sparse_tx.generation import CachedDecoder, NativeDecoder
+from sparse_tx.generation.native import why_not_native
 from sparse_tx.model import GPT, block
 from sparse_tx.profiler.records import WORKS, Setting
 from sparse_tx.profiler.works import make_work, small
@@ -68,18 +71,91 @@ def test_attention_reads_what_the_model_gives_it(model, precision, monkeypatch):
     assert expected == [[(x.shape, x.stride(), x.dtype) for x in inputs]] * 2
 
 
-@pytest.mark.parametrize(("work", "calls"), [("prefill", [37]), ("decode", [36, 37])])
-def test_generation_ends_at_seq_len(work, calls, monkeypatch):
+LOOK_UPS = dict(position="rope", recent_tokens=2, ngrams=(2,), ngram_rows=53, recall=2)
+
+
+@pytest.mark.parametrize("model", [{}, LOOK_UPS])
+def test_a_prompt_ends_at_seq_len(model, monkeypatch):
     lengths = []
-    hidden = GPT.hidden
+    embed = GPT.embed
     monkeypatch.setattr(
-        GPT, "hidden", lambda self, tokens: lengths.append(tokens.shape[1]) or hidden(self, tokens)
+        GPT, "embed", lambda self, tokens: lengths.append(tokens.shape[1]) or embed(self, tokens)
     )
-    doable = make_work(make_setting(work))
+    work = make_work(make_setting("prefill", **model))
     for _ in range(2):
-        doable.prepare()
-        doable.run()
-    assert lengths == calls * 2
+        work.prepare()
+        work.run()
+    assert lengths == [37] * 3 * 2  # the texts of the batch, one after the other
+
+
+@pytest.mark.parametrize("model", [{}, LOOK_UPS])
+@pytest.mark.parametrize("engine", ["auto", "views"])
+def test_a_step_ends_at_seq_len_each_time(engine, model, monkeypatch):
+    work = make_work(make_setting("decode", engine=engine, **model))
+    positions = []
+    decoder = {"NativeDecoder": NativeDecoder, "CachedDecoder": CachedDecoder}[work.decoder]
+    append = decoder.append
+
+    def note(self, tokens):
+        positions.append([token.position for token in tokens])
+        logits = append(self, tokens)
+        assert logits.shape == (3, 256) and logits.isfinite().all()
+        return logits
+
+    monkeypatch.setattr(decoder, "append", note)
+    for _ in range(3):
+        work.prepare()
+        work.run()
+        for text, tokens in zip(work._decoding._texts, work.tokens.tolist(), strict=True):
+            assert text.held.tokens == [work.model.start_token, *tokens[:35], tokens[-1]]
+            assert text.length == 36
+    assert positions == [[position] * 3 for position in range(28, 37)] * 3
+
+
+def test_a_step_reads_no_prompt(monkeypatch):
+    """All that the model reads in one pass is a start symbol."""
+    work, lengths = make_work(make_setting("decode")), []
+    embed = work.model.embed
+    monkeypatch.setattr(
+        work.model, "embed", lambda tokens: lengths.append(tokens.numel()) or embed(tokens)
+    )
+    for _ in range(2):
+        work.prepare()
+        work.run()
+    assert lengths == [1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("pattern", ["local:5,strided:5", "fixed:8:2/local:50"])
+def test_the_cache_is_what_generation_takes(pattern, precision):
+    work = make_work(make_setting("decode", {"precision": precision}, pattern=pattern))
+    work.prepare()
+    work.run()
+    cache = work._decoding.cache
+    bytes_each = {"fp32": 4, "bf16": 2}[precision]
+    counted = cache_bytes(work.model.config, batch=3, element_bytes=bytes_each)
+    assert cache.nbytes == counted.allocated.total
+    for layer in cache.layers:
+        assert all(group.k.isfinite().all() and group.v.isfinite().all() for group in layer.groups)
+
+
+def test_the_decoder_is_the_one_that_generates():
+    for work in ("prefill", "decode"):
+        made = make_work(make_setting(work))
+        native = why_not_native(made.model) is None
+        assert made.decoder == ("NativeDecoder" if native else "CachedDecoder")
+        for setting in (
+            make_setting(work, engine="views"),
+            make_setting(work, pattern="strided:2+strided:3"),
+            make_setting(work, {"precision": "bf16"}),
+        ):
+            assert make_work(setting).decoder == "CachedDecoder"
+    assert make_work(make_setting("train")).decoder == ""
+
+
+def test_a_table_of_look_ups_is_there_in_full():
+    table = make_work(make_setting("forward", **LOOK_UPS)).model.lookups.table
+    assert (table != 0).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("work", WORKS)
