@@ -7,6 +7,8 @@ The model of one setting at length T, where every factor is at least 0:
     optimiser      a
     all others     a + b T + c excess
 
+A step of decoding is not clocked part by part: it takes a + w keys that its query reads.
+
 The excess is that of T over the shortest measured length, in the feed-forward its share of the
 FLOPs: beyond some length, caches and freed memory no longer serve, and a token costs more.
 
@@ -25,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_tx.accounting import attended_pairs
+from sparse_tx.accounting import cache_bytes
 from sparse_tx.errors import UserError
 from sparse_tx.profiler.predict import flops_of_work, pairs_of_work, work_flops
 from sparse_tx.profiler.records import Measurement, Setting
@@ -33,23 +35,27 @@ from sparse_tx.profiler.settings import at, without_length
 
 _SHORTEST = 1024  # shorter steps are calls and optimiser more than anything that grows
 _SPREAD = 4  # between the two lengths of a calibration
+# A step of decoding takes no time to speak of, but its cache takes memory, and its text some.
+_LARGEST_CACHE, _LONGEST_TEXT = 1 << 30, 1 << 17
 # The relative errors that fits assume: of a measurement at the longest length (shorter ones weigh
 # less, in proportion, since predictions are for longer ones), of a rate per pair that another
 # pattern found, and of one which supposes that attention does nothing but pairs.
 _OF_MEASUREMENT, _OF_OTHERS_RATE, _OF_SUPPOSED_RATE = 0.05, 0.3, 0.5
-# By how much pairs per query must grow between two lengths for others to rely on the rate.
+# By how much pairs per query, or FLOPs of a step, must grow between two lengths for others to rely
+# on the rate.
 _TELLING_GROWTH = 1.5
 
 
 class _Point(NamedTuple):
     """What one measurement says.
 
-    Seconds are by group of parts, ``does`` is what they may depend on; the share is attention's
-    of the FLOPs.
+    Seconds are by group of parts, ``does`` is what they may depend on; FLOPs are those of the whole
+    work, of which the share is attention's.
     """
 
     seconds: dict[str, float]
     does: dict[str, float]
+    flops: int
     attention_share: float
 
 
@@ -116,6 +122,8 @@ def calibration_lengths(
 ) -> tuple[int, int]:
     """Choose two lengths to calibrate at: as long as time allows, so that attention shows.
 
+    For decoding, as long as its cache and the text itself are small enough.
+
     Args:
         setting: at any length.
         longest: the longest length that is asked for, in tokens, and the most that is returned.
@@ -134,10 +142,18 @@ def calibration_lengths(
         raise UserError(f"the longest length is {longest}; it must be 1 token or more")
     budget = seconds_to_flops(seconds, flops_per_s)
     longer = min(longest, 2 * _SHORTEST)
-    while 2 * longer <= longest and work_flops(at(setting, 2 * longer)) <= budget:
+    while 2 * longer <= longest and _is_affordable(at(setting, 2 * longer), budget):
         longer *= 2
     shorter = min(max(longer // _SPREAD, _SHORTEST), max(1, longer // 2))
     return shorter, longer
+
+
+def _is_affordable(setting: Setting, budget: float) -> bool:
+    """Whether a work is small enough to calibrate at, with a budget of so many FLOPs."""
+    if setting.work != "decode":
+        return work_flops(setting) <= budget
+    cache = cache_bytes(setting.model, batch=setting.training.batch_size).allocated.total
+    return setting.model.seq_len <= _LONGEST_TEXT and cache <= _LARGEST_CACHE
 
 
 def seconds_to_flops(seconds: float, flops_per_s: float) -> float:
@@ -181,9 +197,8 @@ _SHARED = {
 _OF_A_PATTERN = {
     "attention": ("tokens", "pairs"),
     "whole": ("calls", "tokens", "pairs"),  # of measurements without parts
+    "step": ("calls", "pairs"),  # of decoding
 }
-# A decoder either goes over its whole context for every token, or reads what the token may read.
-_READING = ("calls", "reads")
 _GROUP_OF = {"feed_forward": "feed-forward", "optimiser": "optimiser", "attention": "attention"}
 
 
@@ -202,11 +217,14 @@ def _rates_of_patterns(
         if not any("whole" in point.seconds for point in own)
     }
     every_point = [point for own in clocked.values() for point in own]
-    shared = {group: _factors(every_point, group, names)[0] for group, names in _SHARED.items()}
-    rate = _telling_rate(clocked.values())
+    shared = {group: _factors(every_point, group, names) for group, names in _SHARED.items()}
+    rate = _telling_rate(clocked.values(), "attention")
+    rate_of_step = _telling_rate(families.values(), "step")
     rates = {}
     for family, own in families.items():
-        if family in clocked:
+        if family.work == "decode":
+            by_group = {"step": _pattern_factors(own, "step", rate_of_step)}
+        elif family in clocked:
             by_group = shared | {"attention": _pattern_factors(own, "attention", rate)}
         else:
             own = [_without_parts(point) for point in own]
@@ -222,31 +240,31 @@ def _has_two_lengths(points: Iterable[_Point]) -> bool:
 def _point(setting: Setting, measurement: Measurement, shortest: int) -> _Point:
     total, clocked = median(measurement.seconds), sum(measurement.parts_s.values())
     seconds: dict[str, float] = defaultdict(float)
-    if clocked > 0:
+    if setting.work == "decode":
+        seconds["step"] = total
+    elif clocked > 0:
         for part, part_s in measurement.parts_s.items():
             group = _GROUP_OF.get(part.partition(".")[0], "others")
             seconds[group] += part_s * total / clocked
     else:
         seconds["whole"] = total
-    return _Point(dict(seconds), _what_it_does(setting, shortest), _attention_share(setting))
+    flops = flops_of_work(setting)
+    attention = flops.get("scores", 0) + flops.get("values", 0)
+    return _Point(
+        seconds=dict(seconds),
+        does=_what_it_does(setting, shortest),
+        flops=sum(flops.values()),
+        attention_share=attention / sum(flops.values()),
+    )
 
 
 def _without_parts(point: _Point) -> _Point:
     return point._replace(seconds={"whole": sum(point.seconds.values())})
 
 
-def _attention_share(setting: Setting) -> float:
-    """Attention's share of the useful FLOPs of the setting's work."""
-    flops = flops_of_work(setting)
-    return (flops["scores"] + flops["values"]) / sum(flops.values())
-
-
 def _what_it_does(setting: Setting, shortest: int) -> dict[str, float]:
     """What the time of a setting may depend on."""
-    model, T = setting.model, setting.model.seq_len
-    reads = 0
-    if setting.work == "decode":
-        reads = attended_pairs(model, T + 1).total - attended_pairs(model).total
+    T = setting.model.seq_len
     feed_forward = float(flops_of_work(setting).get("feed_forward", 0))
     excess = float(max(0, T - shortest))
     return {
@@ -254,28 +272,27 @@ def _what_it_does(setting: Setting, shortest: int) -> dict[str, float]:
         "tokens": float(T),
         "excess": excess,
         "pairs": float(pairs_of_work(setting)),
-        "reads": float(reads),
         "feed-forward FLOPs": feed_forward,
         "feed-forward excess": feed_forward * excess / T,
     }
 
 
-def _telling_rate(families: Iterable[Sequence[_Point]]) -> float | None:
-    """Seconds per pair by the pattern whose pairs per query grow most; None if none tells."""
-    teller = max(families, key=_growth, default=())
-    if _growth(teller) < _TELLING_GROWTH:
+def _telling_rate(families: Iterable[Sequence[_Point]], group: str) -> float | None:
+    """Seconds per pair by the pattern whose time tells most of them; None if none does."""
+    teller = max(families, key=lambda points: _growth(points, group), default=())
+    if _growth(teller, group) < _TELLING_GROWTH:
         return None
-    return _factors(teller, "attention", _OF_A_PATTERN["attention"])[0].get("pairs")
+    return _factors(teller, group, _OF_A_PATTERN[group]).get("pairs")
 
 
-def _growth(points: Sequence[_Point]) -> float:
-    """By what factor pairs per query grow over the lengths at which attention was clocked."""
-    per_query = [
-        point.does["pairs"] / point.does["tokens"]
+def _growth(points: Sequence[_Point], group: str) -> float:
+    """By what factor pairs per query, or the FLOPs of a step, grow over the timed lengths."""
+    found = [
+        point.flops if group == "step" else point.does["pairs"] / point.does["tokens"]
         for point in points
-        if point.seconds.get("attention") and point.does["pairs"]
+        if point.seconds.get(group) and point.does["pairs"]
     ]
-    return max(per_query) / min(per_query) if per_query else 0.0
+    return max(found) / min(found) if found else 0.0
 
 
 def _pattern_factors(points: Sequence[_Point], group: str, rate: float | None) -> dict[str, float]:
@@ -283,15 +300,10 @@ def _pattern_factors(points: Sequence[_Point], group: str, rate: float | None) -
     longest = max(points, key=lambda point: point.does["tokens"])
     known = _OF_OTHERS_RATE
     if not rate:
-        share = longest.attention_share if group == "whole" else 1.0
+        share = 1.0 if group == "attention" else longest.attention_share
         known = _OF_SUPPOSED_RATE
         rate = share * longest.seconds.get(group, 0.0) / max(1, longest.does["pairs"])
-    factors, residual = _factors(points, group, _OF_A_PATTERN[group], (rate, known))
-    if any(point.does["reads"] for point in points):
-        reading, residual_of_reading = _factors(points, group, _READING)
-        if residual_of_reading < residual:
-            return reading
-    return factors
+    return _factors(points, group, _OF_A_PATTERN[group], (rate, known))
 
 
 def _factors(
@@ -299,20 +311,17 @@ def _factors(
     group: str,
     names: Sequence[str],
     known_rate: tuple[float, float] | None = None,
-) -> tuple[dict[str, float], float]:
+) -> dict[str, float]:
     """Fit the seconds of one group of parts: seconds per unit of what they may depend on.
 
     Non-negative least squares of relative errors. ``known_rate`` is what is known beforehand of
     the seconds per pair, with its relative error: one equation more.
-
-    Returns:
-        The factors, and the norm of what they leave unexplained.
     """
     from scipy.optimize import nnls
 
     seconds = np.array([point.seconds.get(group, 0.0) for point in points])
     if not seconds.any():
-        return {}, 0.0
+        return {}
     amounts = np.array([[point.does[name] for name in names] for point in points])
     tokens = np.array([point.does["tokens"] for point in points])
     # Parts of next to no time are no reason to bend the rest.
@@ -324,5 +333,5 @@ def _factors(
         targets = np.append(targets, 1 / error)
     scale = np.abs(rows).max(axis=0)
     scale[scale == 0] = 1
-    solution, residual = nnls(rows / scale, targets)
-    return dict(zip(names, map(float, solution / scale), strict=True)), float(residual)
+    solution, _ = nnls(rows / scale, targets)
+    return dict(zip(names, map(float, solution / scale), strict=True))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparse_tx.accounting import attended_pairs, useful_flops
+from sparse_tx.accounting import attended_pairs, keys_of_last, useful_flops
 from sparse_tx.config import ModelConfig, TrainingConfig
 from sparse_tx.errors import UserError
 from sparse_tx.profiler.calibration import (
@@ -148,17 +148,76 @@ def test_times_without_parts(work):
     assert model.seconds(settings[2]) == pytest.approx(expected, rel=0.02)
 
 
-def test_decoding_that_reads_what_the_pattern_reads():
-    def parts(setting):
-        T = setting.model.seq_len
-        reads = attended_pairs(setting.model, T + 1).total - attended_pairs(setting.model).total
-        return {"attention.forward": 1e-4 + 1e-7 * reads, "other.forward": 1e-3}
+def true_step(setting):
+    """Seconds of a decoding step: the weights are read, and what the pattern reads of the cache."""
+    return 5e-4 + 5e-8 * keys_of_last(setting.model).total
 
-    for label in ("dense", "local:128"):
-        settings = [make_setting(label, T, work="decode") for T in (1024, 4096, 65_536)]
-        model = calibrate([(setting, measure(setting, parts=parts)) for setting in settings[:2]])
-        expected = sum(parts(settings[2]).values())
-        assert model.seconds(settings[2]) == pytest.approx(expected, rel=0.25)
+
+def steps_calibrated(labels, *, noise=lambda: 1.0):
+    points = []
+    for label in labels:
+        for T in calibration_lengths(make_setting(label, 1024, work="decode"), 2**20):
+            setting = make_setting(label, T, work="decode")
+            seconds = true_step(setting) * noise()
+            # A native step has no parts, whatever it spends its time on.
+            parts = {"other.forward": 1.3 * seconds}
+            points.append((setting, Measurement(seconds=(seconds,), parts_s=parts)))
+    return calibrate(points)
+
+
+@pytest.mark.parametrize("label", PATTERNS)
+def test_decoding_takes_what_the_pattern_reads(label):
+    model = steps_calibrated(["dense", label])
+    for T in (1024, 65_536, 2**20):
+        setting = make_setting(label, T, work="decode")
+        assert model.seconds(setting) == pytest.approx(true_step(setting), rel=0.01)
+
+
+def test_decoding_grows_as_its_pattern_does():
+    """Not at all with a window, and with one key in a stride."""
+
+    def seconds(label, T):
+        return model.seconds(make_setting(label, T, work="decode"))
+
+    model = steps_calibrated(["dense", "local:128", "strided:128"])
+    assert seconds("local:128", 2**20) == pytest.approx(seconds("local:128", 1024), rel=1e-9)
+    longer, long = (seconds("strided:128", T) - seconds("strided:128", 128) for T in (2**21, 2**20))
+    assert longer == pytest.approx(2 * long, rel=1e-3)
+    dense = seconds("dense", 2**20) - seconds("dense", 1)
+    assert dense == pytest.approx(128 * long, rel=0.01)
+
+
+@pytest.mark.parametrize("label", PATTERNS)
+@pytest.mark.parametrize("seed", range(10))
+def test_decoding_with_noise(label, seed):
+    """Where a pattern reads few keys beside the weights, dense attention tells what one takes."""
+    generator = np.random.default_rng(seed)
+    model = steps_calibrated(["dense", label], noise=lambda: generator.normal(1, 0.05))
+    setting = make_setting(label, 2**20, work="decode")
+    assert model.seconds(setting) == pytest.approx(true_step(setting), rel=0.25)
+
+
+@pytest.mark.parametrize("label", PATTERNS)
+@pytest.mark.parametrize("seed", range(10))
+def test_decoding_of_one_pattern_alone_with_noise(label, seed):
+    """Without dense attention, FLOPs say better than noise what few keys take."""
+    generator = np.random.default_rng(seed)
+    model = steps_calibrated([label], noise=lambda: generator.normal(1, 0.05))
+    setting = make_setting(label, 2**20, work="decode")
+    assert model.seconds(setting) == pytest.approx(true_step(setting), rel=0.3)
+
+
+def test_decoding_is_calibrated_where_cache_and_text_are_small():
+    chosen = {
+        label: calibration_lengths(make_setting(label, 1024, work="decode", n_layer=16), 2**20)
+        for label in ("dense", "local:128", "local:sqrt,strided:sqrt")
+    }
+    # 16 kB a token: a gigabyte is 2^16 of them; of every other layer, twice as many.
+    assert chosen["dense"] == (2**14, 2**16)
+    assert chosen["local:128"] == (2**15, 2**17)
+    assert chosen["local:sqrt,strided:sqrt"][1] in (2**16, 2**17)
+    short = calibration_lengths(make_setting("dense", 1024, work="decode"), 4096, flops_per_s=1)
+    assert short == (1024, 4096)
 
 
 def test_what_was_not_calibrated_has_no_time():
