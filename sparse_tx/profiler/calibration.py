@@ -122,7 +122,8 @@ def calibration_lengths(
 ) -> tuple[int, int]:
     """Choose two lengths to calibrate at: as long as time allows, so that attention shows.
 
-    For decoding, as long as its cache and the text itself are small enough.
+    A step of decoding takes some time at any length, and more the more it reads: one length is
+    short, and the other as long as cache and text are small enough for.
 
     Args:
         setting: at any length.
@@ -144,8 +145,8 @@ def calibration_lengths(
     longer = min(longest, 2 * _SHORTEST)
     while 2 * longer <= longest and _is_affordable(at(setting, 2 * longer), budget):
         longer *= 2
-    shorter = min(max(longer // _SPREAD, _SHORTEST), max(1, longer // 2))
-    return shorter, longer
+    shorter = _SHORTEST if setting.work == "decode" else max(longer // _SPREAD, _SHORTEST)
+    return min(shorter, max(1, longer // 2)), longer
 
 
 def _is_affordable(setting: Setting, budget: float) -> bool:
@@ -324,8 +325,11 @@ def _factors(
         return {}
     amounts = np.array([[point.does[name] for name in names] for point in points])
     tokens = np.array([point.does["tokens"] for point in points])
-    # Parts of next to no time are no reason to bend the rest.
-    errors = _OF_MEASUREMENT * tokens.max() / tokens * np.maximum(seconds, 0.01 * seconds.max())
+    if group == "step":  # a short one tells what it takes in any case
+        errors = _OF_MEASUREMENT * seconds
+    else:  # parts of next to no time are no reason to bend the rest
+        least = 0.01 * seconds.max()
+        errors = _OF_MEASUREMENT * tokens.max() / tokens * np.maximum(seconds, least)
     rows, targets = amounts / errors[:, None], seconds / errors
     if known_rate and known_rate[0]:
         rate, error = known_rate
