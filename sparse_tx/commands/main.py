@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": "continue a prompt with a trained model",
     "pattern": "show, count and check attention patterns",
     "transplant": "put a trained model under another pattern, and score both",
+    "audit": "prove that a model sees what its patterns allow, and nothing else",
     "profile": "say what sequence lengths and patterns cost, predicted and measured",
 }
 
