@@ -18,9 +18,7 @@ from sparse_tx.config import RunConfig, preset_names, preset_text
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation.audit import (
     Audit,
-    DecoderProof,
     DecodingPath,
-    ModelProof,
     audit,
     choose_engines,
     choose_lengths,
@@ -207,9 +205,7 @@ def _report(subject: _Subject, device: torch.device, zero: str | None, result: A
         f"weights  {weights}",
         f"lengths  {lengths.longest:,}" + (f"; for heads also {shorter}" if shorter else ""),
         "",
-        _heads_table(result),
-        *map(_model_line, result.models),
-        *map(_decoder_line, result.decoders),
+        *filter(None, _tables(result)),
         *(f"not shown: {note}" for note in result.notes),
     ]
     if lengths.unreached:
@@ -223,15 +219,10 @@ def _report(subject: _Subject, device: torch.device, zero: str | None, result: A
     return "\n".join([*lines, *(f"{fault.kind}: {fault}" for fault in result.faults)])
 
 
-def _heads_table(result: Audit) -> str:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("layers", "heads", "pattern"):
-        table.add_column(column, no_wrap=True)
-    for column in ("pairs allowed, read", "forbidden, not read"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("engines", no_wrap=True)
-    for proof in result.heads:
-        table.add_row(
+def _tables(result: Audit) -> list[str]:
+    """What was proven, in as many tables as there are rounds."""
+    heads = [
+        (
             _numbers(proof.layers),
             _numbers(proof.heads),
             proof.pattern,
@@ -239,40 +230,59 @@ def _heads_table(result: Audit) -> str:
             f"{proof.forbidden:,}",
             ", ".join(proof.engines) or "none",
         )
+        for proof in result.heads
+    ]
+    models = [
+        (
+            proof.engine,
+            f"{proof.flips:,} of {proof.seq_len:,}",
+            f"{proof.queries:,} of {proof.seq_len:,}",
+            f"{proof.reached:,}" if proof.finds_gaps and proof.queries else "not shown",
+            f"{proof.unreached:,}" if proof.queries else "not shown",
+        )
+        for proof in result.models
+    ]
+    decoders = [
+        (
+            proof.decoder,
+            proof.engine,
+            proof.dtype,
+            ", ".join(f"{prompt:,}" for prompt in sorted(proof.prefixes)),
+            f"{proof.logits:,}",
+            f"{proof.error:.1e}",
+            f"{proof.rounding:.1e}",
+        )
+        for proof in result.decoders
+    ]
+    return [
+        _table("layers, heads, pattern, >pairs allowed, >pairs forbidden, engines", heads),
+        _table(
+            "whole model, >tokens flipped, >logits differentiated, >inputs reached, >not reached",
+            models,
+        ),
+        _table("decoder, engine, type, prompts, >equal logits, >off by, >rounding", decoders),
+    ]
+
+
+def _table(columns: str, rows: list[tuple[str, ...]]) -> str:
+    """A table as text, and an empty line; the names of columns of numbers begin with ``>``."""
+    if not rows:
+        return ""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns.split(", "):
+        justify = "right" if column.startswith(">") else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     console = Console(width=_WIDEST_TABLE, highlight=False, markup=False)
     with console.capture() as captured:
         console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join([*filter(None, lines), ""])
 
 
 def _numbers(numbers: tuple[int, ...]) -> str:
     return numbered("", list(numbers)).lstrip("s ")
-
-
-def _model_line(proof: ModelProof) -> str:
-    of_all = f"of {proof.seq_len:,}"
-    line = (
-        f"whole model by {proof.engine}: {proof.flips:,} {of_all} tokens flipped, and no bit"
-        " changed where none may"
-    )
-    if not proof.queries:
-        return line
-    logits = f"; the logits at {proof.queries:,} {of_all} positions depend on"
-    if not proof.finds_gaps:
-        return f"{line}{logits} none of {proof.unreached:,} inputs from which no layers lead there"
-    return (
-        f"{line}{logits} all of {proof.reached:,} inputs from which layers lead there, and on none"
-        f" of {proof.unreached:,} others"
-    )
-
-
-def _decoder_line(proof: DecoderProof) -> str:
-    prompts = ", ".join(f"{prompt:,}" for prompt in proof.prefixes)
-    return (
-        f"decoder {proof.decoder} by {proof.engine} in {proof.dtype}: after prompts of {prompts}"
-        f" tokens, the logits at {proof.logits:,} positions are those of the whole text (off by"
-        f" {proof.error:.2g}, rounding is {proof.rounding:.2g})"
-    )
 
 
 if __name__ == "__main__":

@@ -61,9 +61,8 @@ def test_a_preset(capsys):
         ["0", "0-1", "local:8", "484", "3,612", "views,", "reference"],
         ["1", "0-1", "strided:8", "288", "3,808", "views,", "reference"],
     ]
-    assert "whole model by views: 64 of 64 tokens flipped, and no bit changed where none" in out
-    assert "depend on all of 2,080 inputs from which layers lead there, and on none of 2,016" in out
-    assert "decoder recompute by views in float32: after prompts of 0, " in out
+    assert ["views", "64", "of", "64", "64", "of", "64", "2,080", "2,016"] in map(str.split, lines)
+    assert any(line.split()[:4] == ["recompute", "views", "float32", "0,"] for line in lines)
     assert lines[-1] == "holds: nothing leaks, and all that is allowed is read"
 
     found = json.loads(Path("new/audit.json").read_text())
@@ -101,7 +100,8 @@ def test_another_pattern_and_length(trained, capsys):
     assert "lengths  11; for heads also 1, 2, 3, 4" in out
     [row] = [line.split() for line in out.splitlines() if line.endswith("  views")]
     assert row[:3] == ["0-2", "0-1", "local:3"]
-    assert "depend on all of 56 inputs" in out  # three windows of 3 reach 6 back
+    # Three windows of 3 reach 6 back.
+    assert any(line.split()[-2:] == ["56", "65"] for line in out.splitlines())
 
 
 def test_engines_that_cannot_run_are_named(capsys):
@@ -154,7 +154,7 @@ def test_a_decoder_at_fault_is_named(capsys, monkeypatch):
     flags = "--preset=tiny", "--pattern=local:5", "--seq_len=23", "--engines=views"
     status, out, _ = run(capsys, *flags)
     assert status == 1
-    assert "decoder recompute by views in float32: " in out
+    assert any(line.split()[:3] == ["recompute", "views", "float32"] for line in out.splitlines())
     assert "\ngap: decoder 'forgetful' with engine 'views' in float32, 23 positions: " in out
 
 

@@ -25,29 +25,35 @@ from sparse_tx.model import GPT
 _AT_ONCE = 1 << 25
 
 
-def find_leak(model: GPT, path: str, tokens: Tensor, positions: Tensor) -> Fault | None:
-    """Flip tokens one at a time; find where something first changes that may not.
+class FlipTest:
+    """Flips tokens of one text, some at a time, for one model and engine.
 
     Args:
         model: in eval mode.
         path: what computes, for the message.
         tokens: ``(T,)``.
-        positions: of the tokens to flip, ``(n,)`` on their device.
     """
-    T, config = len(tokens), model.config
-    allowed = allowed_pairs(model, T)
-    numbers = T * (config.n_embd * (2 * config.n_layer + 1) + config.vocab_size)
-    before: list[Tensor] = []
-    for some in positions.split(max(1, _AT_ONCE // numbers)):
-        if not before or len(before[0]) != len(some):
-            before = stages(model, tokens.repeat(len(some), 1))
-        flipped = flip(model, tokens, some)
-        fault = _Flips(model, path, tokens, some, flipped).compare(
-            before, stages(model, flipped), allowed
-        )
-        if fault is not None:
-            return fault
-    return None
+
+    def __init__(self, model: GPT, path: str, tokens: Tensor):
+        self.model, self.path, self.tokens = model, path, tokens
+        self.allowed = allowed_pairs(model, len(tokens))
+        # Of the text as it is, as often as tokens were flipped the last time.
+        self._before: list[Tensor] = []
+
+    def find_leak(self, positions: Tensor) -> Fault | None:
+        """Flip the tokens at ``(n,)`` positions one at a time; where a change first goes astray."""
+        T, config = len(self.tokens), self.model.config
+        numbers = T * (config.n_embd * (2 * config.n_layer + 1) + config.vocab_size)
+        for some in positions.split(max(1, _AT_ONCE // numbers)):
+            if not self._before or len(self._before[0]) != len(some):
+                self._before = stages(self.model, self.tokens.repeat(len(some), 1))
+            flipped = flip(self.model, self.tokens, some)
+            after = stages(self.model, flipped)
+            flips = _Flips(self.model, self.path, self.tokens, some, flipped)
+            fault = flips.compare(self._before, after, self.allowed)
+            if fault is not None:
+                return fault
+        return None
 
 
 def allowed_pairs(model: GPT, T: int) -> list[Tensor]:

@@ -23,7 +23,7 @@ from sparse_tx.evaluation.audit.findings import (
     HeadsProof,
     ModelProof,
 )
-from sparse_tx.evaluation.audit.flips import find_leak
+from sparse_tx.evaluation.audit.flips import FlipTest
 from sparse_tx.evaluation.audit.gradients import (
     dependencies,
     find_dependency_fault,
@@ -36,12 +36,15 @@ from sparse_tx.evaluation.audit.texts import draw_text
 from sparse_tx.masks.cells import counted
 from sparse_tx.model import GPT
 
-# FLOPs of all flips, all gradients and all decoding of one engine, unless it is to be thorough.
+# FLOPs of all flips, all gradients and all decoding of one engine, unless it is to be thorough. Of
+# gradients, engines but the first take a quarter: what each makes of every head is shown before.
 _FLOPS = 1e12
 # So many positions are flipped and differentiated, and prompts decoded, in a model of any size.
 _FEWEST = 4
 # Positions between two signs of life.
 _AT_ONCE = 64
+# Of the work of a forward pass: forward and backward, at half the speed of float32.
+_PASSES_OF_A_GRADIENT = 6
 # Forward passes over a text that a short walk takes where a decoder has no cache, without flips.
 _PASSES_OF_A_WALK = 10
 
@@ -118,6 +121,7 @@ class _Rounds:
         self.all_at_fault = False
         # Of the whole model, by engine: flips, and the gradients' queries, reached and unreached.
         self.flips: Counter[str] = Counter()
+        self.flipping: tuple[str, FlipTest | None] = "", None
         self.gradients: dict[str, Counter[str]] = {name: Counter() for name in engines}
 
     def steps(self) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -135,7 +139,7 @@ class _Rounds:
         if self.model.lookups is not None:
             yield "look-ups", self._look_at_lookups
         for engine in self.engines:
-            for some in self._positions(passes=2).split(_AT_ONCE):
+            for some in self._positions(1, _FLOPS).split(_AT_ONCE):
                 yield f"flips by {engine}", partial(self._flip, engine, some)
             if reason := self.no_gradients[engine]:
                 self.result.notes.append(f"engine '{engine}', no gradients: {reason}")
@@ -145,7 +149,8 @@ class _Rounds:
                     f"engine '{engine}', gradients in float32 alone, which show leaks and no gaps:"
                     f" {reason}"
                 )
-            for some in self._positions(passes=6).split(_AT_ONCE):
+            flops = _FLOPS if engine == self.engines[0] else _FLOPS / 4
+            for some in self._positions(_PASSES_OF_A_GRADIENT, flops).split(_AT_ONCE):
                 yield f"gradients by {engine}", partial(self._differentiate, engine, some)
         for decoder in self.decoders:
             for engine in self.engines:
@@ -223,7 +228,10 @@ class _Rounds:
         if self._is_out(engine):
             return
         with computing_by(self.model, engine):
-            fault = find_leak(self.model, f"engine '{engine}'", self.tokens, positions)
+            if engine != self.flipping[0]:
+                test = FlipTest(self.model, f"engine '{engine}'", self.tokens)
+                self.flipping = engine, test
+            fault = self.flipping[1].find_leak(positions)
         self.flips[engine] += len(positions)
         if fault is not None:
             self._add(fault, engine)
@@ -310,10 +318,10 @@ class _Rounds:
             weights += self.model.head_weight.numel()
         return 2 * weights * self.lengths.longest
 
-    def _positions(self, passes: int) -> Tensor:
+    def _positions(self, passes: int, flops: float) -> Tensor:
         """The positions to flip or to differentiate: those at the patterns' edges first."""
         T = self.lengths.longest
-        n = T if self.thorough else max(_FEWEST, int(_FLOPS / (passes * self._flops)))
+        n = T if self.thorough else max(_FEWEST, int(flops / (passes * self._flops)))
         return torch.tensor(spread(T, n, self._edges), device=self.device)
 
     @property
