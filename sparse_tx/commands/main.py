@@ -15,6 +15,7 @@ COMMANDS = {
     "transplant": "put a trained model under another pattern, and score both",
     "compress": "compress a file by a model's predictions",
     "decompress": "give back what compress was given",
+    "audit": "prove that a model sees what its patterns allow, and nothing else",
     "profile": "say what sequence lengths and patterns cost, predicted and measured",
 }
 
