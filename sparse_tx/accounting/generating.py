@@ -130,8 +130,9 @@ class _Prefill(LongPass):
         self.ledger.times = texts
         tokens = self.ledger.take(TOKENS, self.N * INT64)
         x, _ = self.embed(False)
-        for number in range(min(self.config.n_layer, len(self.config.stack.layers))):
-            alike = len(range(number, self.config.n_layer, len(self.config.stack.layers)))
+        n_layer, distinct = self.config.n_layer, len(self.config.stack.layers)
+        for number in range(min(n_layer, distinct)):
+            alike = len(range(number, n_layer, distinct))
             self.ledger.times = texts * alike
             self.rest_of_block(self.outputs_of_heads(number, widens=False))
         self.ledger.times = 1
