@@ -213,6 +213,13 @@ def _report(subject: _Subject, device: torch.device, zero: str | None, result: A
         *filter(None, _tables(result)),
         *(f"not shown: {note}" for note in result.notes),
     ]
+    if any(
+        min(proof.flips, proof.queries or proof.flips) < proof.seq_len for proof in result.models
+    ):
+        lines.append(
+            "not shown: positions of the whole model that are not in the table's figures;"
+            " --thorough takes all"
+        )
     if lengths.unreached:
         sizes = " and ".join(f"{size:,}" for size in lengths.unreached)
         lines.append(

@@ -12,7 +12,7 @@ from sparse_tx.commands import audit as command
 from sparse_tx.commands import main as console
 from sparse_tx.commands.audit import main
 from sparse_tx.commands.train import main as train
-from sparse_tx.evaluation.audit import DecodingPath
+from sparse_tx.evaluation.audit import DecodingPath, rounds
 from sparse_tx.patterns import Strided
 from tests.planted_faults import SmallDecoder, engine_with_pairs, forget_the_oldest
 from tests.training.helpers import TEXT
@@ -118,6 +118,15 @@ def test_sizes_beyond_every_length_are_named(capsys):
     status, out, _ = run(capsys, *flags)
     assert status == 0
     assert "not shown: what is beyond 50 tokens, sizes in the pattern that no length here" in out
+
+
+def test_positions_that_are_left_out_are_named(capsys, monkeypatch):
+    monkeypatch.setattr(rounds, "_FLOPS", 1)
+    flags = "--preset=tiny", "--seq_len=11", "--engines=views"
+    status, out, _ = run(capsys, *flags)
+    assert status == 0 and "4 of 11" in out and "--thorough takes all" in out
+    status, out, _ = run(capsys, *flags, "--thorough")
+    assert status == 0 and "4 of 11" not in out and "not shown" not in out
 
 
 def see_a_future_key(pattern, head, mask):
