@@ -1,40 +1,67 @@
-"""The sample command: continue a prompt with a trained model."""
+"""The sample command: continue prompts with a trained model."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
-import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint, write_atomically
-from sparse_tx.commands.shell import CommandParser, called_as, choose_device, run_command
+from sparse_tx.commands.json_lines import (
+    Job,
+    Lines,
+    Pieces,
+    make_jobs,
+    parse_prompts,
+    write_texts,
+)
+from sparse_tx.commands.shell import (
+    INTERRUPTED,
+    CommandParser,
+    called_as,
+    choose_device,
+    run_command,
+    silence_stdout,
+)
 from sparse_tx.config import SamplingConfig
 from sparse_tx.data import Tokenizer
 from sparse_tx.errors import UserError
-from sparse_tx.generation import Utf8Stream, generate
+from sparse_tx.generation import TextRequest, Utf8Stream, generate_texts
 
 DESCRIPTION = """Continue a prompt with a trained model. One sample is written to the terminal as it
 is made, several are made at once and written one after another. The prompt comes first; bytes that
-are not UTF-8 are shown as U+FFFD."""
+are not UTF-8 are shown as U+FFFD. With --prompts, many prompts are continued, and the texts come as
+JSON Lines."""
 
-PAST_THE_CONTEXT = """A text may grow longer than the model's context (seq_len): whenever the
-context is full, its oldest half is dropped and the model goes on with the rest."""
+MORE = """A text may grow longer than the model's context (seq_len): whenever the context is full,
+its oldest half is dropped and the model goes on with the rest. A line of --prompts is an object
+such as {"prompt": "Once", "id": "a", "length": 100, "stop": ["\\n\\n"], "seed": 1, "temperature":
+0.8}, of which only prompt is needed, text or a list of token ids; settings that it does not have
+are those of the flags, and its seed is --seed plus num_samples for every prompt before it. A line
+of the output is an object with id (that of the prompt, or the number of its line), sample (from 0),
+seed, finish_reason (length or stop), text (without the prompt), bytes (in base64, where they are
+not UTF-8), tokens (their ids) and logprobs (with --logprobs)."""
+
+UNLIMITED = "unlimited"
+_BATCH_SIZE = 8
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 2 after a mistake in what was given."""
+    """Run the command; exit status 0, 2 after a mistake in what was given, 130 after Ctrl-C."""
     return run_command(_sample, argv)
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog=called_as("sample.py", "sample"), description=DESCRIPTION, epilog=PAST_THE_CONTEXT
+        prog=called_as("sample.py", "sample"), description=DESCRIPTION, epilog=MORE
     )
     add = parser.add_argument
     add("--checkpoint", type=str, required=True, help="A run directory, or one checkpoint of it.")
@@ -43,19 +70,54 @@ def _parser() -> CommandParser:
     )
     add("--prompt", type=str, default=None, help="The text to continue; by default there is none.")
     add("--prompt_file", type=str, default=None, help="File whose bytes to continue; - for stdin.")
-    add("--length", type=int, default=500, help="Tokens to generate.")
+    add(
+        "--prompts",
+        type=str,
+        default=None,
+        help="File of many prompts, a JSON object a line (see below); - for stdin.",
+    )
+    add(
+        "--length",
+        type=str,
+        default="500",
+        help=f"Tokens to generate; {UNLIMITED}: until Ctrl-C or a stop string, on the terminal.",
+    )
+    # Without a type, text is taken as it is; argparse makes the list.
+    add(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="End a text right before the first of this that is generated; may be given several"
+        " times.",
+    )
     parser.add_class_arguments(SamplingConfig)
     add(
         "--seed", type=int, default=0, help="Of the first sample; sample n is that of seed + n - 1."
     )
-    add("--num_samples", type=int, default=1, help="Samples to make.")
+    add("--num_samples", type=int, default=1, help="Samples to make (of each prompt).")
     add(
         "--out",
         type=str,
         default=None,
         help="Write prompt and continuation, as bytes, to this file instead of the terminal;"
-        " several samples get -1, -2 and so on before the file's extension.",
+        " several samples get -1, -2 and so on before the file's extension. JSON Lines go to one"
+        " file, each once it is made.",
     )
+    add("--jsonl", action="store_true", help="Write JSON Lines, also without --prompts.")
+    add(
+        "--logprobs",
+        type=int,
+        default=None,
+        help="In JSON Lines, give for each token its natural log-probability and those of so many"
+        " most probable ones, by the model alone: before penalty, temperature and other filters.",
+    )
+    add(
+        "--batch_size",
+        type=int,
+        default=None,
+        help=f"Texts of JSON Lines that are made at once ({_BATCH_SIZE}).",
+    )
+    add("--resume", action="store_true", help="Go on after the JSON Lines that --out holds.")
     add("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="Where to compute.")
     add(
         "--engine",
@@ -68,62 +130,104 @@ def _parser() -> CommandParser:
 
 def _sample(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    settings = SamplingConfig(**{f.name: args[f.name] for f in fields(SamplingConfig)})
-    for name in ("length", "num_samples"):
-        if args[name] < 1:
-            raise UserError(f"{name} is {args[name]}; it must be 1 or more")
-    device = choose_device(args.device)
-    outputs = _outputs(args.out, args.num_samples)
-    path = find_checkpoint(args.checkpoint, args.which)
-    prompt = _prompt(args.prompt, args.prompt_file)
-    model, tokenizer, config = load_checkpoint(path, device=device, engine=args.engine)
-    tokens = tokenizer.encode(prompt).astype("int64")
-    steps = generate(
-        model,
-        tokens,
-        length=args.length,
-        settings=settings,
+    common = TextRequest(
+        length=_length(args.length),
+        settings=SamplingConfig(**{f.name: args[f.name] for f in fields(SamplingConfig)}),
         seed=args.seed,
-        num_samples=args.num_samples,
+        stop=tuple(map(os.fsencode, args.stop or ())),
+        logprobs=args.logprobs,
     )
+    as_lines = args.jsonl or args.prompts is not None
+    _check(args, common, as_lines)
+    device = choose_device(args.device)
+    outputs = _outputs(args.out, 1 if as_lines else args.num_samples)
+    path = find_checkpoint(args.checkpoint, args.which)
+    source = _read_source(args)
+    model, tokenizer, config = load_checkpoint(path, device=device, engine=args.engine)
+    if args.prompts is not None:
+        name = "standard input" if args.prompts == "-" else f"'{args.prompts}'"
+        jobs = parse_prompts(source, name, tokenizer, common, args.num_samples)
+    else:
+        tokens = tokenizer.encode(source).astype("int64")
+        jobs = make_jobs(replace(common, prompt=tokens), 1, args.num_samples)
+    requests = [job.request for job in jobs]
+    for request in requests:
+        request.check_vocabulary(tokenizer.vocab_size)
+    lines = None
+    if as_lines:
+        lines = Lines(outputs[0] if outputs else None, jobs, resume=args.resume)
     _note(f"{path}, {device}, seed {args.seed}")
-    if 1 + len(tokens) + args.length > config.model.seq_len:
-        _note(
-            f"prompt and continuation have {len(tokens) + args.length:,} tokens, more than the"
-            f" context of {config.model.seq_len:,}; its oldest half is dropped when it is full"
-        )
+    _note_length(requests, config.model.seq_len)
     with suppress(AttributeError):  # what stands for stdout need not be a terminal's stream
         sys.stdout.reconfigure(errors="replace")  # a character that the encoding lacks becomes "?"
-    began = perf_counter()
     try:
+        if lines is not None:
+            return _write_lines(model, tokenizer, jobs, lines, args.batch_size or _BATCH_SIZE)
+        pieces = generate_texts(model, tokenizer, requests)
+        if len(requests) == 1 and not outputs:
+            return _stream(source, pieces, requests)
+        with _Meter(requests) as meter:
+            samples = _all_samples(meter.watch(pieces, requests), len(requests))
         if outputs:
-            _write(outputs, prompt, _all_samples(steps, tokenizer, args.length))
-        elif args.num_samples == 1:
-            _stream(prompt, steps, tokenizer)
+            _write(outputs, source, samples)
         else:
-            _print(prompt, _all_samples(steps, tokenizer, args.length), args.seed)
+            _print(source, samples, args.seed)
+        _note(meter.summary())
+        return 0
     except OSError as error:
-        # Python flushes stdout once more at exit: to nowhere now.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()  # Python flushes it once more at exit
         if isinstance(error, BrokenPipeError):
             return 0  # whoever read has seen enough
         raise UserError(f"standard output cannot be written: {error.strerror}") from error
-    made = args.length * args.num_samples
-    _note(f"{made:,} tokens, {made / (perf_counter() - began):,.1f} tokens/s")
-    return 0
 
 
-def _prompt(text: str | None, file: str | None) -> bytes:
-    if text is not None and file is not None:
-        raise UserError("both --prompt and --prompt_file are given; give one of them")
-    if text is not None:
-        return os.fsencode(text)  # the bytes of the command line, UTF-8 or not
+# --- What is given ------------------------------------------------------------------------------
+
+
+def _length(text: str) -> int | None:
+    if text == UNLIMITED:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"--length is '{text}'; it must be a whole number of tokens, or {UNLIMITED}"
+        ) from None
+
+
+def _check(args: Any, common: TextRequest, as_lines: bool) -> None:
+    """Refuse what does not go together."""
+    for name in ("num_samples", "batch_size"):
+        if args[name] is not None and args[name] < 1:
+            raise UserError(f"{name} is {args[name]}; it must be 1 or more")
+    given = [f"--{name}" for name in ("prompt", "prompt_file", "prompts") if args[name] is not None]
+    if len(given) > 1:
+        raise UserError(f"both {given[0]} and {given[1]} are given; give one of them")
+    if common.length is None and (as_lines or args.out is not None or args.num_samples > 1):
+        raise UserError(
+            f"--length {UNLIMITED} is for one text on the terminal or in a pipe; give a number of"
+            " tokens for several texts, for files and for JSON Lines"
+        )
+    for name in ("logprobs", "batch_size", "resume"):
+        if not as_lines and args[name] is not None and args[name] is not False:
+            raise UserError(f"--{name} is for JSON Lines; add --jsonl, or give --prompts")
+    if args.resume and args.out is None:
+        raise UserError("--resume goes on with a file; name it with --out")
+
+
+def _read_source(args: Any) -> bytes:
+    """The prompt, or the lines of many."""
+    if args.prompt is not None:
+        return os.fsencode(args.prompt)  # the bytes of the command line, UTF-8 or not
+    file, what = args.prompt_file, "the prompt file"
+    if args.prompts is not None:
+        file, what = args.prompts, "the file of prompts"
     if file is None:
         return b""
     try:
         return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
-        raise UserError(f"the prompt file '{file}' cannot be read: {error.strerror}") from error
+        raise UserError(f"{what} '{file}' cannot be read: {error.strerror}") from error
 
 
 def _outputs(out: str | None, num_samples: int) -> list[Path]:
@@ -144,18 +248,58 @@ def _outputs(out: str | None, num_samples: int) -> list[Path]:
         raise UserError(f"the output '{out}' cannot be written: {error.strerror}") from error
 
 
-def _all_samples(steps: Iterator[torch.Tensor], tokenizer: Tokenizer, length: int) -> list[bytes]:
-    made = torch.stack(list(_with_progress(steps, length)), dim=1)  # (N, length)
-    return [tokenizer.decode(sample.numpy()) for sample in made]
+# --- What is made -------------------------------------------------------------------------------
 
 
-def _with_progress(steps: Iterator[torch.Tensor], length: int) -> Iterator[torch.Tensor]:
-    from rich.console import Console
-    from rich.progress import track
+def _write_lines(
+    model: nn.Module, tokenizer: Tokenizer, jobs: list[Job], lines: Lines, batch_size: int
+) -> int:
+    """Make texts and write them as JSON Lines; returns the exit status."""
+    where = f"in {lines.path}" if lines.path else "written"
+    if lines.written:
+        _note(f"{lines.written:,} of {len(jobs):,} texts are {where} already")
+    left = [job.request for job in jobs[lines.written :]]
+    if not left:
+        return 0
+    mixed = lines.path is None and sys.stdout.isatty()  # lines and a bar would share the terminal
+    status = 0
+    try:
+        with _Meter(left, hidden=mixed) as meter:
+            write_texts(model, tokenizer, jobs, lines, batch_size=batch_size, watch=meter.watch)
+    except KeyboardInterrupt:
+        _note("interrupted")
+        status = INTERRUPTED
+    finally:
+        if lines.written or status:
+            resumable = lines.path is not None and lines.written < len(jobs)
+            then = "; --resume goes on after them" if resumable else ""
+            _note(f"{lines.written:,} of {len(jobs):,} texts are {where}{then}")
+    _note(meter.summary())
+    return status
 
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    yield from track(steps, "sampling", total=length, console=console, disable=hidden)
+
+def _stream(prompt: bytes, pieces: Pieces, requests: Sequence[TextRequest]) -> int:
+    """Show one text as it is made; returns the exit status."""
+    stream, status = Utf8Stream(), 0
+    _show(stream.feed(prompt))
+    with _Meter(requests, hidden=True) as meter:
+        try:
+            for _, piece in meter.watch(pieces, requests):
+                _show(stream.feed(piece.data))
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+    _show(stream.finish() + "\n")
+    if status == INTERRUPTED:
+        _note("interrupted")
+    _note(meter.summary())
+    return status
+
+
+def _all_samples(pieces: Pieces, num_samples: int) -> list[bytes]:
+    samples = [bytearray() for _ in range(num_samples)]
+    for n, piece in pieces:
+        samples[n] += piece.data
+    return list(map(bytes, samples))
 
 
 def _write(outputs: list[Path], prompt: bytes, samples: list[bytes]) -> None:
@@ -167,18 +311,98 @@ def _write(outputs: list[Path], prompt: bytes, samples: list[bytes]) -> None:
         _note(f"wrote {path}")
 
 
-def _stream(prompt: bytes, steps: Iterator[torch.Tensor], tokenizer: Tokenizer) -> None:
-    stream = Utf8Stream()
-    _show(stream.feed(prompt))
-    for tokens in steps:
-        _show(stream.feed(tokenizer.decode(tokens.numpy())))
-    _show(stream.finish() + "\n")
-
-
 def _print(prompt: bytes, samples: list[bytes], seed: int) -> None:
     for n, sample in enumerate(samples):
         text = (prompt + sample).decode("utf-8", errors="replace")
         _show(f"--- sample {n + 1} of {len(samples)} (seed {seed + n}) ---\n{text}\n")
+
+
+# --- What a person sees -------------------------------------------------------------------------
+
+
+class _Meter:
+    """Counts what is generated: a bar on the terminal's stderr, and the speed at the end."""
+
+    def __init__(self, requests: Sequence[TextRequest], *, hidden: bool = False):
+        console = Console(stderr=True)
+        self._shown = console.is_terminal and not hidden
+        self._tokens = self._stopped = self._ended = 0
+        self._first_s = self._until = None
+        self._began = perf_counter()
+        # Not redirected: what the command itself writes to stdout goes there, whatever that is.
+        self._bar = Progress(
+            TextColumn("sampling"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not self._shown,
+        )
+        self._texts = len(requests)
+        if self._shown:
+            total = sum(request.length for request in requests)
+            self._task = self._bar.add_task("sampling", total=total, figures="")
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.stop()
+        self._until = perf_counter()
+
+    def watch(self, pieces: Pieces, requests: Sequence[TextRequest]) -> Pieces:
+        """Count and pass on ``pieces``, which are of ``requests``."""
+        made = [0] * len(requests)
+        for n, piece in pieces:
+            self._tokens += 1
+            made[n] += 1
+            if self._first_s is None:
+                self._first_s = perf_counter() - self._began
+            advance = 1
+            if piece.finish_reason is not None:
+                self._ended += 1
+            if piece.finish_reason == "stop":
+                self._stopped += 1
+                advance = 1 + (requests[n].length or made[n]) - made[n]
+            if self._shown:
+                figures = f"{self._ended:,} of {self._texts:,} texts  {self._speed()}"
+                self._bar.update(self._task, advance=advance, figures=figures)
+            yield n, piece
+
+    def summary(self) -> str:
+        """How many tokens were generated, how fast, and why texts ended."""
+        text = f"{self._tokens:,} tokens, {self._speed()}"
+        if self._first_s is not None:
+            text += f" (the first after {self._first_s:.2f} s)"
+        if self._stopped:
+            which = "" if self._texts == 1 else f"{self._stopped:,} of {self._texts:,} texts "
+            text += f"; {which}ended at a stop string"
+        return text
+
+    def _speed(self) -> str:
+        seconds = (self._until or perf_counter()) - self._began
+        return f"{self._tokens / seconds:,.1f} tokens/s"
+
+
+def _note_length(requests: Sequence[TextRequest], seq_len: int) -> None:
+    """Say that a text outgrows the context, if one may."""
+    if any(request.length is None for request in requests):
+        _note(
+            f"the text has no limit; the context is {seq_len:,} tokens, whose oldest half is"
+            " dropped when it is full"
+        )
+        return
+    longest = max(len(request.prompt) + request.length for request in requests)
+    if 1 + longest > seq_len:
+        _note(
+            f"prompt and continuation have {longest:,} tokens, more than the context of"
+            f" {seq_len:,}; its oldest half is dropped when it is full"
+        )
 
 
 def _show(text: str) -> None:

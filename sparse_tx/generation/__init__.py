@@ -3,20 +3,33 @@
 from sparse_tx.generation.cached import CachedDecoder
 from sparse_tx.generation.context import first_kept
 from sparse_tx.generation.decoders import Decoder, RecomputeDecoder, make_decoder
-from sparse_tx.generation.generate import generate
+from sparse_tx.generation.generate import (
+    TextPiece,
+    TextRequest,
+    TextToken,
+    generate,
+    generate_texts,
+)
 from sparse_tx.generation.native import NativeDecoder
-from sparse_tx.generation.samplers import draw, next_token_probabilities
-from sparse_tx.generation.streaming import Utf8Stream
+from sparse_tx.generation.samplers import Sampler, SeenTokens, draw, next_token_probabilities
+from sparse_tx.generation.streaming import StopStream, Utf8Stream
 
 __all__ = [
     "CachedDecoder",
     "Decoder",
     "NativeDecoder",
     "RecomputeDecoder",
+    "Sampler",
+    "SeenTokens",
+    "StopStream",
+    "TextPiece",
+    "TextRequest",
+    "TextToken",
     "Utf8Stream",
     "draw",
     "first_kept",
     "generate",
+    "generate_texts",
     "make_decoder",
     "next_token_probabilities",
 ]

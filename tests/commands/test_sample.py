@@ -1,5 +1,7 @@
 import io
+import json
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,9 +10,11 @@ import pytest
 import torch
 
 from sparse_tx.checkpoint import save_checkpoint
+from sparse_tx.commands import json_lines
 from sparse_tx.commands.sample import main
 from sparse_tx.config import DataConfig, ModelConfig, RunConfig, SamplingConfig, TrainingConfig
 from sparse_tx.data import ByteTokenizer, CharTokenizer
+from sparse_tx.errors import UserError
 from sparse_tx.generation import generate
 from sparse_tx.model import GPT
 
@@ -225,6 +229,23 @@ def test_an_output_that_fails_leaves_the_old_file(trained, tmp_path, monkeypatch
         (["--out", "/no/such/folder/file"], "the output '/no/such/folder/file' cannot be written"),
         (["--out", "/dev/null"], "not a regular file"),
         (["--which", "first"], "which"),
+        (["--stop", ""], "a stop string is empty"),
+        (["--repetition_penalty", 0], "repetition_penalty is 0"),
+        (["--repetition_window", 0], "repetition_window is 0"),
+        (["--length", "1e3"], "--length is '1e3'; it must be a whole number of tokens, or"),
+        (["--length", "unlimited", "--out", "x"], "--length unlimited is for one text"),
+        (["--length", "unlimited", "--num_samples", 2], "--length unlimited is for one text"),
+        (["--length", "unlimited", "--jsonl"], "--length unlimited is for one text"),
+        (["--prompt", "a", "--prompts", "b"], "both --prompt and --prompts are given"),
+        (["--prompts", "/no/such/file"], "the file of prompts '/no/such/file' cannot be read"),
+        (["--logprobs", 0], "--logprobs is for JSON Lines; add --jsonl, or give --prompts"),
+        (["--logprobs", -1, "--jsonl"], "logprobs is -1"),
+        (["--logprobs", 257, "--jsonl"], "logprobs is 257; the model has 256 tokens"),
+        (["--batch_size", 2], "--batch_size is for JSON Lines"),
+        (["--batch_size", 0, "--jsonl"], "batch_size is 0; it must be 1 or more"),
+        (["--resume", "--out", "x"], "--resume is for JSON Lines"),
+        (["--resume", "--jsonl"], "--resume goes on with a file; name it with --out"),
+        (["--jsonl", "--out", "/dev/null"], "not a regular file"),
         (["--lenght", 3], "did you mean '--length'?"),
     ],
 )
@@ -304,3 +325,262 @@ def test_help_names_the_command(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert capsys.readouterr().out.startswith("usage: sparse-tx sample ")
+
+
+# --- Stop strings, penalties and texts without end ----------------------------------------------
+
+
+def cut_at(data, *stops):
+    """What is left before the first of some stop strings that are known to be there."""
+    return data[: min(data.index(stop) for stop in stops)]
+
+
+def test_a_stop_string_ends_the_text_right_before_it(trained, capsys, tmp_path):
+    whole = continuation(trained.model, b"a", 40, seed=6, temperature=20)
+    stops = [whole[20:23], whole[9:11], b"not there"]
+    flags = [part for stop in stops for part in ("--stop", os.fsdecode(stop))]
+    flags += ["--prompt", "a", "--length", 40, "--seed", 6, "--temperature", 20]
+    expected = b"a" + cut_at(whole, *stops[:2])
+    assert sample(trained.folder, *flags) == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected.decode(errors="replace") + "\n"
+    assert "; ended at a stop string" in captured.err
+    assert sample(trained.folder, *flags, "--out", tmp_path / "x") == 0
+    assert (tmp_path / "x").read_bytes() == expected
+
+
+def test_several_samples_end_each_on_its_own(trained, capsys):
+    # Hot, so that a few bytes of one text do not stand in another.
+    texts = [continuation(trained.model, b"a", 40, seed=n, temperature=20) for n in range(3)]
+    stop = texts[1][12:14]
+    assert stop not in texts[0] + texts[2]
+    flags = ["--prompt", "a", "--length", 40, "--num_samples", 3, "--temperature", 20]
+    flags += ["--stop", os.fsdecode(stop)]
+    assert sample(trained.folder, *flags) == 0
+    texts[1] = cut_at(texts[1], stop)
+    expected = "".join(
+        f"--- sample {n + 1} of 3 (seed {n}) ---\n{(b'a' + text).decode(errors='replace')}\n"
+        for n, text in enumerate(texts)
+    )
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    assert "; 1 of 3 texts ended at a stop string" in captured.err
+
+
+def test_penalty_and_window_reach_the_sampler(trained, tmp_path):
+    settings = {"repetition_penalty": 3.0, "repetition_window": 9}
+    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    flags += ["--prompt", "a", "--length", 40, "--out", tmp_path / "x"]
+    assert sample(trained.folder, *flags) == 0
+    found = (tmp_path / "x").read_bytes()
+    assert found == b"a" + continuation(trained.model, b"a", 40, **settings)
+    for less in ({}, {"repetition_penalty": 3.0}):
+        assert found != b"a" + continuation(trained.model, b"a", 40, **less)
+
+
+def test_a_text_without_end_goes_on_to_a_stop_string(trained, capsys):
+    whole = continuation(trained.model, b"a", 60, temperature=20)
+    flags = ["--prompt", "a", "--length", "unlimited", "--temperature", 20]
+    flags += ["--stop", os.fsdecode(whole[50:54])]
+    assert sample(trained.folder, *flags) == 0
+    captured = capsys.readouterr()
+    expected = b"a" + cut_at(whole, whole[50:54])
+    assert captured.out == expected.decode(errors="replace") + "\n"
+    assert "the text has no limit" in captured.err
+
+
+def test_ctrl_c_ends_a_text_without_end_cleanly(trained):
+    process = start(trained.folder, "unlimited", subprocess.PIPE)
+    begun = process.stdout.read(100)
+    process.send_signal(signal.SIGINT)
+    rest, notes = process.communicate(timeout=60)
+    assert process.returncode == 130
+    *_, interrupted, speed = notes.decode().splitlines()
+    assert interrupted == "interrupted"
+    assert "tokens/s" in speed
+    text = (begun + rest).decode()
+    assert text.endswith("\n")
+    n_tokens = int(speed.split()[0].replace(",", ""))
+    # What is missing is at most the token in which it was interrupted.
+    made = [
+        continuation(trained.model, b"", n).decode(errors="replace").rstrip("�")
+        for n in (n_tokens - 1, n_tokens)
+    ]
+    assert text[:-1].rstrip("�") in made
+
+
+# --- JSON Lines ---------------------------------------------------------------------------------
+
+PROMPTS = [
+    {"prompt": "ab", "id": "first"},
+    {"prompt": [255, 0, 3], "length": 21, "temperature": 0.5},
+    {"prompt": "", "seed": 77, "logprobs": 1},
+    {"prompt": "ab" * 15, "repetition_penalty": 2},
+    {"prompt": "ñ", "length": 1},
+]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    return path
+
+
+def made_of(model, prompt, seed):
+    """The bytes that a prompt's object should be continued by."""
+    data = prompt["prompt"]
+    data = data.encode() if isinstance(data, str) else data
+    settings = {
+        name: prompt[name] for name in ("temperature", "repetition_penalty") if name in prompt
+    }
+    return continuation(model, data, prompt.get("length", 12), seed=seed, **settings)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_many_prompts_become_one_line_for_each_sample_in_their_order(
+    trained, prompts, tmp_path, capsys, batch_size
+):
+    out = tmp_path / "out.jsonl"
+    flags = ["--prompts", prompts, "--length", 12, "--seed", 5, "--num_samples", 2]
+    flags += ["--batch_size", batch_size, "--out", out]
+    assert sample(trained.folder, *flags) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"10 of 10 texts are in {out}\n" in captured.err
+    assert "tokens/s" in captured.err
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    ids = ["first", 2, 3, 4, 5]
+    seeds = [5, 7, 77, 11, 13]
+    assert [(line["id"], line["sample"], line["seed"]) for line in lines] == [
+        (id, n, seed + n) for id, seed in zip(ids, seeds, strict=True) for n in (0, 1)
+    ]
+    for number, line in enumerate(lines):
+        expected = made_of(trained.model, PROMPTS[number // 2], line["seed"])
+        assert bytes(line["tokens"]) == expected
+        assert line["text"] == expected.decode(errors="replace")
+        assert line["finish_reason"] == "length"
+        assert ("logprobs" in line) == (line["id"] == 3)
+
+
+def test_stop_strings_and_log_probabilities_of_lines(trained, capsys):
+    whole = continuation(trained.model, b"ab", 30, seed=2, temperature=20)
+    flags = ["--prompt", "ab", "--length", 30, "--seed", 2, "--stop", os.fsdecode(whole[8:11])]
+    assert sample(trained.folder, *flags, "--jsonl", "--logprobs", 2, "--temperature", 20) == 0
+    [line] = map(json.loads, capsys.readouterr().out.splitlines())
+    expected = cut_at(whole, whole[8:11])
+    assert (line["id"], line["sample"], line["seed"]) == (1, 0, 2)
+    assert (bytes(line["tokens"]), line["finish_reason"]) == (expected, "stop")
+    assert [entry["id"] for entry in line["logprobs"]] == line["tokens"]
+    prefix = [256, *b"ab"]
+    for entry in line["logprobs"]:
+        with torch.no_grad():
+            logits = trained.model(torch.tensor([prefix]))[0, -1].double()
+        logprobs = (logits - logits.exp().sum().log()).tolist()
+        assert entry["logprob"] == pytest.approx(logprobs[entry["id"]], abs=1e-4)
+        top = sorted(range(256), key=lambda id: -logprobs[id])[:2]
+        assert [each["id"] for each in entry["top"]] == top
+        assert entry["top"][0]["logprob"] == pytest.approx(max(logprobs), abs=1e-4)
+        prefix.append(entry["id"])
+
+
+def test_prompts_come_from_stdin_and_texts_go_to_stdout(trained, monkeypatch, capsys):
+    given = b'{"prompt": "q"}\n{"prompt": "q"}\n'
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given)))
+    assert sample(trained.folder, "--prompts", "-", "--length", 4) == 0
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [bytes(line["tokens"]) for line in lines] == [
+        continuation(trained.model, b"q", 4, seed=seed) for seed in (0, 1)
+    ]
+    assert "2 of 2 texts are written\n" in captured.err
+
+
+def interrupt_after(monkeypatch, n_pieces, error):
+    """Let generation fail after so many pieces."""
+    generate_texts = json_lines.generate_texts
+
+    def broken(*args):
+        for number, piece in enumerate(generate_texts(*args)):
+            if number == n_pieces:
+                raise error
+            yield piece
+
+    monkeypatch.setattr(json_lines, "generate_texts", broken)
+
+
+@pytest.mark.parametrize(("n_pieces", "n_whole"), [(0, 0), (32, 0), (33, 1), (47, 1)])
+def test_an_interrupted_run_keeps_what_is_whole_and_goes_on(
+    trained, prompts, tmp_path, monkeypatch, capsys, n_pieces, n_whole
+):
+    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    flags = ["--prompts", prompts, "--length", 9, "--batch_size", 4, "--seed", 1]
+    assert sample(trained.folder, *flags, "--out", whole) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, n_pieces, KeyboardInterrupt())
+        assert sample(trained.folder, *flags, "--out", out) == 130
+    captured = capsys.readouterr()
+    assert "interrupted\n" in captured.err
+    assert f"{n_whole} of 5 texts are in {out}; --resume goes on" in captured.err
+    before = out.read_bytes() if n_whole else b""
+    assert before == b"".join(whole.read_bytes().splitlines(keepends=True)[:n_whole])
+    assert out.exists() == (n_whole > 0)
+    if n_whole:
+        assert "is not empty" in refused(capsys, trained.folder, *flags, "--out", out)
+        assert out.read_bytes() == before
+    assert sample(trained.folder, *flags, "--out", out, "--resume") == 0
+    found, expected = (
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (out, whole)
+    )
+    for line in (*found, *expected):  # the model's rounding depends on the batch
+        line.pop("logprobs", None)
+    assert found == expected
+
+
+def test_nothing_is_done_where_all_is_there(trained, prompts, tmp_path, monkeypatch, capsys):
+    flags = ["--prompts", prompts, "--length", 2, "--out", tmp_path / "out.jsonl"]
+    assert sample(trained.folder, *flags) == 0
+    before = (tmp_path / "out.jsonl").read_bytes()
+    capsys.readouterr()
+    monkeypatch.setattr(GPT, "hidden", lambda *_: pytest.fail("the model was run"))
+    assert sample(trained.folder, *flags, "--resume") == 0
+    assert "5 of 5 texts are in" in capsys.readouterr().err
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    other = [*flags, "--seed", 1]
+    assert "line 1 of the output" in refused(capsys, trained.folder, *other, "--resume")
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 3 of '{}': this is not JSON"),
+        ('{"prompt": "a", "lenght": 3}', "line 3 of '{}': there is no field 'lenght': did you"),
+        ('{"prompt": [256]}', "line 3 of '{}': 256 in the prompt is no token id"),
+        ('{"prompt": "a", "top_p": 2}', "line 3 of '{}': top_p is 2"),
+    ],
+)
+def test_a_mistake_in_a_prompt_is_found_before_any_text_is_made(
+    trained, tmp_path, monkeypatch, capsys, line, message
+):
+    monkeypatch.setattr(GPT, "hidden", lambda *_: pytest.fail("the model was run"))
+    path, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n' + line + "\n")
+    said = refused(capsys, trained.folder, "--prompts", path, "--out", out)
+    assert message.replace("{}", str(path)) in said
+    assert not out.exists()
+
+
+def test_a_model_that_breaks_leaves_the_lines_before(
+    trained, prompts, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out.jsonl"
+    interrupt_after(monkeypatch, 9, UserError("the model's output is not finite"))
+    flags = ["--prompts", prompts, "--length", 9, "--batch_size", 1, "--out", out]
+    assert sample(trained.folder, *flags) == 2
+    assert len(out.read_text().splitlines()) == 1
+    assert capsys.readouterr().err.endswith(
+        f"1 of 5 texts are in {out}; --resume goes on after them\n"
+        "error: the model's output is not finite\n"
+    )

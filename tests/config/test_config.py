@@ -82,6 +82,10 @@ def test_impossible_trainings_get_a_sentence(settings, sentence):
         dict(top_p=0.0),
         dict(top_p=1.5),
         dict(min_p=-0.1),
+        dict(repetition_penalty=0.0),
+        dict(repetition_penalty=float("nan")),
+        dict(repetition_penalty=float("inf")),
+        dict(repetition_window=0),
     ],
 )
 def test_impossible_sampling_gets_a_sentence(settings):

@@ -1,4 +1,4 @@
-"""A model of a few lines that stands in for GPT: causal, position-dependent, exact in any batch."""
+"""Models of a few lines that stand in for GPT: causal, exact in any batch."""
 
 from types import SimpleNamespace
 
@@ -32,6 +32,24 @@ class StandIn(nn.Module):
         return self.hidden(tokens) @ self.head_weight.T
 
 
+class Scripted(StandIn):
+    """Goes on after n tokens with ``script[n]``, by far the most probable token there."""
+
+    def __init__(self, script, vocab_size):
+        super().__init__(vocab_size, seq_len=len(script))
+        self.script = torch.tensor(script)
+
+    def hidden(self, tokens):
+        self.inputs.append(tokens.tolist())
+        rows = torch.eye(self.config.vocab_size, dtype=torch.float64) * 9
+        return rows[self.script[: tokens.shape[1]]].expand(len(tokens), -1, -1)
+
+
 @pytest.fixture
 def model():
     return StandIn()
+
+
+@pytest.fixture
+def scripted():
+    return Scripted

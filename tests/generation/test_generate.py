@@ -127,3 +127,29 @@ def test_broken_weights_are_named(model):
     model.table.data.fill_(torch.nan)
     with pytest.raises(UserError, match="not finite"):
         next(generate(model, [1], length=1))
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_the_penalty_looks_at_prompt_and_continuation(model, window):
+    settings = SamplingConfig(repetition_penalty=2.5, repetition_window=window, temperature=0.7)
+    prompt, seed = [4, 0, 4, 9, 1, 1, 3, 2, 7], 12
+    [made] = text(model, prompt, length=20, settings=settings, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    written = list(prompt)
+    for token in made:
+        inputs = [11, *written[first_kept(len(written), 7) :]]
+        logits = model(torch.tensor([inputs]))[0, -1].tolist()
+        for seen in set(written if window is None else written[-window:]):
+            logits[seen] *= 1 / 2.5 if logits[seen] > 0 else 2.5
+        distribution = torch.tensor(logits, dtype=torch.float64).div(0.7).softmax(-1)
+        number = torch.rand(1, dtype=torch.float64, generator=generator)
+        assert token == torch.searchsorted(distribution.cumsum(-1), number).item()
+        written.append(token)
+
+
+def test_a_penalty_changes_what_is_made(model):
+    plain, penalised = (
+        text(model, [1], length=60, settings=SamplingConfig(repetition_penalty=penalty))
+        for penalty in (1.0, 50.0)
+    )
+    assert plain != penalised

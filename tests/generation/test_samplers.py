@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sparse_tx.config import SamplingConfig
 from sparse_tx.errors import UserError
-from sparse_tx.generation import draw, next_token_probabilities
+from sparse_tx.generation import Sampler, SeenTokens, draw, next_token_probabilities
 
 
 def slow_probabilities(logits, temperature, top_k, top_p, min_p):
@@ -138,3 +138,89 @@ def test_the_ends_of_the_unit_interval_draw_tokens_that_are_possible(monkeypatch
     rows[:, 1:4] = torch.tensor([0.1, 0.7, 0.2], dtype=torch.float64) / 3
     token = draw(rows, [torch.Generator()] * 7)
     assert token.tolist() == [1 if number == 0 else 3] * 7
+
+
+def test_a_penalty_divides_positive_logits_of_seen_tokens_and_multiplies_negative_ones():
+    logits = torch.tensor([[3.0, -1.0, 2.0, -2.0, 0.0]], dtype=torch.float64)
+    seen = torch.tensor([[True, True, False, False, True]])
+    for penalty in (1.5, 0.5):
+        settings = SamplingConfig(repetition_penalty=penalty)
+        found = next_token_probabilities(logits, settings, seen)[0].tolist()
+        weights = [math.exp(x) for x in (3 / penalty, -1 * penalty, 2, -2, 0)]
+        assert found == pytest.approx([w / sum(weights) for w in weights], abs=1e-15)
+
+
+def test_a_penalty_comes_before_temperature_and_the_other_filters():
+    logits = torch.tensor([[3.0, 2.0, -1.0, -1.2]])
+    seen = torch.tensor([[True, False, True, False]])  # 1, 2, -3, -1.2 with a penalty of 3
+    settings = SamplingConfig(repetition_penalty=3, temperature=0)
+    assert next_token_probabilities(logits, settings, seen).argmax() == 1
+    settings = SamplingConfig(repetition_penalty=3, temperature=0.5, top_k=3)
+    found = next_token_probabilities(logits, settings, seen)[0].tolist()
+    weights = [math.exp(x / 0.5) for x in (1, 2)] + [0, math.exp(-1.2 / 0.5)]
+    assert found == pytest.approx([w / sum(weights) for w in weights], rel=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e300, 1.7e308])
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1.0])
+def test_no_penalty_makes_a_distribution_that_is_none(penalty, temperature):
+    logits = torch.tensor([[1e30, 5.0, 0.0, -5.0, -1e30]] * 2)
+    seen = torch.tensor([[True] * 5, [True, False, True, False, True]])
+    settings = SamplingConfig(repetition_penalty=penalty, temperature=temperature)
+    found = next_token_probabilities(logits, settings, seen)
+    assert found.sum(-1).tolist() == pytest.approx([1, 1])
+    assert (found >= 0).all()
+
+
+def test_a_penalty_without_the_tokens_of_the_text_is_refused():
+    with pytest.raises(UserError, match="repetition_penalty is 2"):
+        next_token_probabilities(torch.zeros(1, 3), SamplingConfig(repetition_penalty=2))
+
+
+texts = st.lists(st.integers(0, 4), max_size=9)
+windows = st.none() | st.integers(1, 6) | st.just(10**30)
+
+
+@given(st.lists(st.tuples(texts, windows), min_size=1, max_size=4), st.data())
+def test_seen_tokens_are_those_of_the_end_of_each_text(begun, data):
+    prompts, sizes = [list(text) for text, _ in begun], [size for _, size in begun]
+    seen = SeenTokens([torch.tensor(text, dtype=torch.long) for text in prompts], sizes, 5)
+    for _ in range(data.draw(st.integers(0, 12))):
+        if len(prompts) > 1 and data.draw(st.booleans()):
+            which = st.sampled_from(range(len(prompts)))
+            rows = data.draw(st.lists(which, min_size=1, unique=True))
+            seen.keep(rows)
+            prompts, sizes = [prompts[row] for row in rows], [sizes[row] for row in rows]
+        tokens = [data.draw(st.integers(0, 4)) for _ in prompts]
+        seen.add(torch.tensor(tokens))
+        for text, token in zip(prompts, tokens, strict=True):
+            text.append(token)
+    expected = [
+        [token in (text if size is None else text[-size:]) for token in range(5)]
+        for text, size in zip(prompts, sizes, strict=True)
+    ]
+    assert seen.mask().tolist() == expected
+
+
+def test_texts_of_unlike_settings_are_sampled_as_if_alone():
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(5, 4, 13, generator=generator, dtype=torch.float64) * 2  # of five steps
+    settings = [
+        SamplingConfig(),
+        SamplingConfig(repetition_penalty=1.9),
+        SamplingConfig(temperature=0.4, top_p=0.7),
+        SamplingConfig(repetition_penalty=1.9),
+    ]
+    prompts = [torch.tensor(text, dtype=torch.long) for text in ([], [3, 1], [2], [9])]
+    together = Sampler(prompts, settings, [5, 6, 7, 6], 13)
+    alone = [
+        Sampler([prompt], [each], [seed], 13)
+        for prompt, each, seed in zip(prompts, settings, [5, 6, 7, 6], strict=True)
+    ]
+    rows = [0, 1, 2, 3]
+    for step in logits:
+        expected = [int(alone[row].draw(step[row : row + 1])) for row in rows]
+        assert together.draw(step[rows]).tolist() == expected
+        if len(rows) > 1:
+            rows = rows[:0:-1]  # the first leaves, and the others change places
+            together.keep(range(len(rows), 0, -1))

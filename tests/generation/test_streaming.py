@@ -1,7 +1,9 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_tx.generation import Utf8Stream
+from sparse_tx.generation import StopStream, Utf8Stream
 
 TEXT = "añ€🜂é, bytes: ".encode() + b"\xff\xc3(\xe2\x82\xf0\x9f" + "ß".encode() + b"\xf0\x9f\x9c"
 
@@ -33,3 +35,55 @@ def test_an_incomplete_end_is_one_replacement_and_is_not_carried_over():
     stream.feed("€".encode()[:2])
     assert stream.finish() == "�"
     assert stream.feed(b"a") + stream.finish() == "a"
+
+
+def cut_before_first_stop(data, stops):
+    """What is left of ``data``, and whether a stop string ended it: by looking at every prefix."""
+    for end in range(len(data) + 1):
+        found = [stop for stop in stops if data[:end].endswith(stop)]
+        if found:
+            return data[: end - max(map(len, found))], True
+    return data, False
+
+
+few_bytes = st.text("ab\0", max_size=14).map(str.encode)
+stop_strings = st.lists(st.text("ab\0", min_size=1, max_size=5).map(str.encode), max_size=4)
+
+
+@given(few_bytes, stop_strings, st.lists(st.integers(0, 14), max_size=6))
+def test_stop_strings_end_any_cut_of_the_bytes_in_one_place(data, stops, cuts):
+    stream = StopStream(stops)
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    text = b"".join(stream.feed(data[a:b]) for a, b in pairwise(edges))
+    stopped = stream.stopped
+    assert (text + stream.finish(), stopped) == cut_before_first_stop(data, stops)
+
+
+@given(few_bytes, stop_strings)
+def test_no_byte_is_held_back_longer_than_needed(data, stops):
+    stream, passed = StopStream(stops), b""
+    for n in range(len(data)):
+        passed += stream.feed(data[n : n + 1])
+        if stream.stopped:
+            return
+        rest = data[len(passed) : n + 1]
+        beginnings = {stop[:k] for stop in stops for k in range(1, len(stop))}
+        ends = [data[at : n + 1] for at in range(n + 1)]
+        assert rest == max((end for end in ends if end in beginnings), key=len, default=b"")
+
+
+def test_the_stop_string_that_is_complete_first_counts():
+    assert StopStream([b"abcd", b"bc"]).feed(b"xabcd") == b"xa"
+    assert StopStream([b"abc", b"bc", b"c"]).feed(b"xabcd") == b"x"
+
+
+def test_what_comes_after_a_stop_string_is_lost():
+    stream = StopStream([b"\n"])
+    assert [stream.feed(part) for part in (b"a", b"b\nc", b"d\ne")] == [b"a", b"b", b""]
+    assert (stream.stopped, stream.finish()) == (True, b"")
+
+
+def test_without_stop_strings_bytes_pass_at_once():
+    stream = StopStream()
+    assert stream.feed(b"ab") == b"ab"
+    assert (stream.stopped, stream.finish()) == (False, b"")
