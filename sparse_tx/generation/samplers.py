@@ -134,11 +134,15 @@ class SeenTokens:
         """Append one token to each text, ``(N,)`` int64 on the CPU."""
         column = tokens.unsqueeze(1)
         self._counts.scatter_add_(1, column, torch.ones_like(column))
+        rows, left = [], []
         for row, (recent, window) in enumerate(zip(self._recent, self._windows, strict=True)):
             if window is not None:
                 recent.append(int(tokens[row]))
                 if len(recent) > window:
-                    self._counts[row, recent.popleft()] -= 1
+                    rows.append(row)
+                    left.append(recent.popleft())
+        if rows:
+            self._counts[rows, left] -= 1  # each row once
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these of the texts, in this order."""
