@@ -14,7 +14,7 @@ FLOORS = [
     {"model"},
     {"checkpoint", "evaluation", "generation"},
     {"training"},
-    {"profiler"},
+    {"profiler", "serving"},
     {"commands"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -16,6 +16,7 @@ COMMANDS = {
     "compress": "compress a file by a model's predictions",
     "decompress": "give back what compress was given",
     "audit": "prove that a model sees what its patterns allow, and nothing else",
+    "serve": "answer requests over HTTP, as OpenAI's API does, with a page to try the model",
     "profile": "say what sequence lengths and patterns cost, predicted and measured",
 }
 

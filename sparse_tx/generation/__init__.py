@@ -4,6 +4,7 @@ from sparse_tx.generation.cached import CachedDecoder
 from sparse_tx.generation.context import first_kept
 from sparse_tx.generation.decoders import Decoder, RecomputeDecoder, make_decoder
 from sparse_tx.generation.generate import (
+    TextMaker,
     TextPiece,
     TextRequest,
     TextToken,
@@ -22,6 +23,7 @@ __all__ = [
     "Sampler",
     "SeenTokens",
     "StopStream",
+    "TextMaker",
     "TextPiece",
     "TextRequest",
     "TextToken",

@@ -172,10 +172,10 @@ def generate_texts(
             logits are not finite (at the step).
     """
     batch = _Batch(model, requests)
-    return _pieces(batch, [_GrowingText(request, tokenizer) for request in requests])
+    return _pieces(batch, [TextMaker(request, tokenizer) for request in requests])
 
 
-def _pieces(batch: "_Batch", texts: list["_GrowingText"]) -> Iterator[tuple[int, TextPiece]]:
+def _pieces(batch: "_Batch", texts: list["TextMaker"]) -> Iterator[tuple[int, TextPiece]]:
     growing = list(range(len(texts)))  # the text of each row of the batch
     while growing:
         tokens, logits = batch.step()
@@ -210,8 +210,13 @@ def _text_tokens(tokens: Tensor, logits: Tensor, wanted: list[int | None]) -> li
     ]
 
 
-class _GrowingText:
-    """One text: its bytes up to a stop string, and the tokens that these begin in."""
+class TextMaker:
+    """One text as its tokens come: its bytes up to a stop string, and the tokens that begin there.
+
+    Args:
+        request: what ends it.
+        tokenizer: by which tokens become bytes.
+    """
 
     def __init__(self, request: TextRequest, tokenizer: Tokenizer):
         self.request = request
@@ -222,7 +227,7 @@ class _GrowingText:
         self._waiting: deque[tuple[int, TextToken]] = deque()  # each after the byte it begins at
 
     def add(self, token: TextToken) -> TextPiece:
-        """Append a token."""
+        """Append a token; returns what is known of the text by it. None may follow the last."""
         data = self._tokenizer.decode([token.id])
         self._waiting.append((self._n_bytes, token))
         self._n_tokens += 1
