@@ -248,7 +248,7 @@ def run_ours(args: argparse.Namespace, name: str) -> dict:
             "steps": lines[-1]["step"],
             "tokens": lines[-1]["tokens"],
             "n_parameters": model.n_parameters(),
-            "settings": config.to_flat(),
+            "settings": config.to_flat() | {"data": Path(args.data).name},
             "curve": curve,
         }
 
