@@ -24,9 +24,8 @@ from provenance import write_result
 from sparse_tx.accounting import cache_bytes
 from sparse_tx.config import ModelConfig
 from sparse_tx.generation import CachedDecoder, NativeDecoder
-from sparse_tx.generation.cached import IncrementalDecoder, _Text
+from sparse_tx.generation.cached import IncrementalDecoder
 from sparse_tx.model import GPT
-from sparse_tx.model.growing_text import GrowingText
 from sparse_tx.profiler.machine import gemm_flops_per_s
 
 # Numbers that are copied over and over to fill a cache.
@@ -116,7 +115,7 @@ def filled(contender: Contender, T: int, n_layer: int) -> IncrementalDecoder:
     """A decoder whose one text lacks some tokens of the context; its keys are random."""
     torch.manual_seed(0)
     decoder = contender.decoder(GPT(config_of(T, n_layer, contender.dense)).eval())
-    decoder.begin(1)
+    decoder.open(1)
     tile = torch.randn(_TILE)
     for layer in decoder.cache.layers:
         for group in layer.groups:
@@ -132,14 +131,12 @@ def filled(contender: Contender, T: int, n_layer: int) -> IncrementalDecoder:
 def seconds_a_token(decoder: IncrementalDecoder, tokens: int) -> float:
     """The median over the last tokens of the context, after some that warm up."""
     T, warm_up = decoder.model.config.seq_len, 4
-    before = [0] * (T - tokens - warm_up)
-    decoder._texts = [_Text(GrowingText(decoder.model.config, before), len(before) - 1)]
+    decoder.assume(0, [0] * (T - 1 - tokens - warm_up))
     found = []
     for token in range(tokens + warm_up):
         begin = time.perf_counter()
         decoder.decode_one_token(torch.tensor([token % 256]))
         found.append(time.perf_counter() - begin)
-    assert len(decoder._texts[0].held.tokens) == T
     return median(found[warm_up:])
 
 

@@ -29,9 +29,6 @@ from sparse_tx.patterns import Pattern
 CACHE = "cache of keys and values"
 TEXTS = "texts, their look-ups and places in the cache"
 
-# Numbers of the queries, keys and values that exist at one time while a long prompt is read.
-AT_ONCE = 1 << 27
-
 _INT32, _POINTER = 4, 8
 # A Python number; those up to 256 exist once for all.
 _NUMBER, _MOST_SHARED = 32, 256
@@ -49,8 +46,7 @@ def model_in_prefill(model: ModelConfig, T: int | None = None) -> ModelConfig:
     Raises:
         UserError: ``T`` is below 1.
     """
-    width = (2 * model.qk_width + model.n_embd) // model.n_head
-    heads = max(1, min(model.n_head, AT_ONCE // (positions(model, T) * width)))
+    heads = model.heads_in_prefill(positions(model, T))
     return replace(model, head_chunk=heads, dropout=0.0, recompute=False, stored_precision="fp32")
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint
 from sparse_tx.commands.json_file import check_json_file, write_json
 from sparse_tx.commands.shell import CommandParser, choose_device, run_command
+from sparse_tx.commands.tables import table_lines
 from sparse_tx.config import RunConfig, preset_names, preset_text
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation.audit import (
@@ -43,8 +44,6 @@ longest one."""
 
 HOLDS, DOES_NOT = 0, 1
 
-# A number cut short by the terminal's edge is worse than a long line.
-_WIDEST_TABLE = 200
 # Every way of decoding that a model may be used by.
 DECODERS = (
     DecodingPath("recompute", lambda model, room: RecomputeDecoder(model)),
@@ -286,11 +285,7 @@ def _table(columns: str, rows: list[tuple[str, ...]]) -> str:
         table.add_column(column.removeprefix(">"), justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(width=_WIDEST_TABLE, highlight=False, markup=False)
-    with console.capture() as captured:
-        console.print(table)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    return "\n".join([*filter(None, lines), ""])
+    return "\n".join([*filter(None, table_lines(table)), ""])
 
 
 def _numbers(numbers: tuple[int, ...]) -> str:

@@ -5,12 +5,12 @@ from time import perf_counter
 from sparse_tx.commands.compressed_files import (
     EXTENSION,
     choose_output,
+    give_output,
     load_model,
     make_parser,
     note,
     progress_bar,
     read_file,
-    write_output,
 )
 from sparse_tx.commands.shell import run_command
 from sparse_tx.errors import UserError
@@ -39,7 +39,7 @@ def _compress(argv: list[str]) -> int:
             result = compress(model, tokenizer, data, on_progress=show)
     except UserError as error:
         raise UserError(f"'{args.file}' cannot be compressed: {error}") from error
-    write_output(out, result)
+    give_output(out, result)
     seconds = perf_counter() - began
     note(f"{len(data):,} bytes in, {len(result):,} out: {out}, {len(data) / seconds:,.0f} bytes/s")
     if data:

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Literal
 
 import torch
@@ -12,7 +11,8 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import Progress
 
-from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint, write_atomically
+from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint
+from sparse_tx.commands.output_file import check_output, write_output
 from sparse_tx.commands.shell import CommandParser, choose_device
 from sparse_tx.data import Tokenizer
 from sparse_tx.errors import UserError
@@ -55,30 +55,22 @@ def choose_output(out: str, overwrite: bool) -> str:
     Raises:
         UserError: it is there already, is no file, or cannot be written.
     """
-    path = Path(out)
     if out == "-":
         return out
-    if path.exists() and not path.is_file():
-        raise UserError(f"the output '{out}' exists and is not a regular file")
-    if path.exists() and not overwrite:
+    path = Path(out)
+    if path.is_file() and not overwrite:
         raise UserError(f"the output '{out}' exists; give another --out, or --overwrite")
-    try:
-        with TemporaryFile(dir=path.resolve().parent):
-            return out
-    except OSError as error:
-        raise UserError(f"the output '{out}' cannot be written: {error.strerror}") from error
+    check_output(path)
+    return out
 
 
-def write_output(out: str, data: bytes) -> None:
-    """Write the result, whole or not at all."""
-    if out == "-":
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+def give_output(out: str, data: bytes) -> None:
+    """Write the result, to a file whole or not at all."""
+    if out != "-":
+        write_output(Path(out), data)
         return
-    try:
-        write_atomically(Path(out), data)
-    except OSError as error:
-        raise UserError(f"the output '{out}' cannot be written: {error.strerror}") from error
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def load_model(args: Namespace) -> tuple[GPT, Tokenizer]:

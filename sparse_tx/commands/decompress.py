@@ -5,12 +5,12 @@ from time import perf_counter
 from sparse_tx.commands.compressed_files import (
     EXTENSION,
     choose_output,
+    give_output,
     load_model,
     make_parser,
     note,
     progress_bar,
     read_file,
-    write_output,
 )
 from sparse_tx.commands.shell import run_command
 from sparse_tx.errors import UserError
@@ -45,6 +45,6 @@ def _decompress(argv: list[str]) -> int:
             data = decompress(model, tokenizer, file, on_progress=show)
     except UserError as error:
         raise UserError(f"'{args.file}' cannot be decompressed: {error}") from error
-    write_output(out, data)
+    give_output(out, data)
     note(f"{len(data):,} bytes: {out}, {len(data) / (perf_counter() - began):,.0f} bytes/s")
     return 0

@@ -27,6 +27,7 @@ from sparse_tx.checkpoint import (
 from sparse_tx.commands.json_file import check_json_file, write_json
 from sparse_tx.commands.scored_text import ScoredText, encoded_text, tokenized_text
 from sparse_tx.commands.shell import CommandParser, choose_device, run_command
+from sparse_tx.commands.tables import table_lines
 from sparse_tx.config import DataConfig, ModelConfig
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation import (
@@ -49,8 +50,6 @@ one pass. --hf scores a Hugging Face causal language model on disk under the sam
 
 # Without a terminal, a line of progress is printed this often.
 _SECONDS_BETWEEN_LINES = 15
-# A number cut short by the terminal's edge is worse than a long line.
-_WIDEST_TABLE = 160
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -335,21 +334,14 @@ def _tables(found: Evaluation) -> str:
     ]
     return "\n".join(
         [
-            _drawn(scores),
+            *table_lines(scores),
             *protocols,
             "",
             "By tokens of the text that a token has before it in its window, over all windows of"
             f" min context {found.scores[0].windows.min_context:,}:",
-            _drawn(curve),
+            *table_lines(curve),
         ]
     )
-
-
-def _drawn(table: Table) -> str:
-    console = Console(width=_WIDEST_TABLE, highlight=False, markup=False)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 class _Display:

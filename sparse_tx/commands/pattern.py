@@ -10,15 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from sparse_tx.commands.shell import CommandParser, run_command
+from sparse_tx.commands.tables import table_lines
 from sparse_tx.errors import UserError
 from sparse_tx.masks import TileCounts, save_png, text_picture, tile_layout
 from sparse_tx.masks.cells import counted, numbered
 from sparse_tx.patterns import Dense, Layer, Pattern, Stack, parse_pattern, reachability
 
 COMPLETE, INCOMPLETE = 0, 1
-
-# A number cut short by the terminal's edge is worse than a long line.
-WIDEST_TABLE = 160
 
 # ``show`` without a length draws no longer sequence than this, whatever the pattern's sizes.
 LONGEST_UNASKED = 65_536
@@ -237,11 +235,8 @@ def _counts_table(report: dict) -> str:
     for entry in report["layers"]:
         numbers = numbered("", entry["layers"]).lstrip("s ")
         table.add_row(numbers, entry["pattern"], *_cells(entry, report["n_head"]))
-    console = Console(width=WIDEST_TABLE, highlight=False, markup=False)
-    with console.capture() as captured:
-        console.print(table)
     lines = [
-        *(line.rstrip() for line in captured.get().splitlines()),
+        *table_lines(table),
         (
             f"all layers and heads: {report['pairs']:,} pairs, dense {report['dense_pairs']:,}:"
             f" {_percent(report['share_of_dense'])} of dense,"

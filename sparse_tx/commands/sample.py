@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint, write_atomically
+from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint
 from sparse_tx.commands.json_lines import (
     Job,
     Lines,
@@ -23,6 +22,7 @@ from sparse_tx.commands.json_lines import (
     parse_prompts,
     write_texts,
 )
+from sparse_tx.commands.output_file import check_output, write_output
 from sparse_tx.commands.shell import (
     INTERRUPTED,
     CommandParser,
@@ -239,13 +239,8 @@ def _outputs(out: str | None, num_samples: int) -> list[Path]:
     if num_samples > 1:
         paths = [path.with_name(f"{path.stem}-{n + 1}{path.suffix}") for n in range(num_samples)]
     for path in paths:
-        if path.exists() and not path.is_file():
-            raise UserError(f"the output '{path}' exists and is not a regular file")
-    try:
-        with TemporaryFile(dir=path.resolve().parent):
-            return paths
-    except OSError as error:
-        raise UserError(f"the output '{out}' cannot be written: {error.strerror}") from error
+        check_output(path)
+    return paths
 
 
 # --- What is made -------------------------------------------------------------------------------
@@ -304,10 +299,7 @@ def _all_samples(pieces: Pieces, num_samples: int) -> list[bytes]:
 
 def _write(outputs: list[Path], prompt: bytes, samples: list[bytes]) -> None:
     for path, sample in zip(outputs, samples, strict=True):
-        try:
-            write_atomically(path, prompt + sample)
-        except OSError as error:
-            raise UserError(f"the output '{path}' cannot be written: {error.strerror}") from error
+        write_output(path, prompt + sample)
         _note(f"wrote {path}")
 
 

@@ -8,8 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint
-from sparse_tx.checkpoint.manifest import read_manifest
+from sparse_tx.accounting import cache_bytes
+from sparse_tx.checkpoint import (
+    Which,
+    find_checkpoint,
+    load_checkpoint,
+    read_manifest,
+    weights_sha256,
+)
 from sparse_tx.commands.shell import CommandParser, choose_device, run_command
 from sparse_tx.errors import UserError
 from sparse_tx.model import GPT
@@ -65,16 +71,16 @@ def _serve(argv: list[str]) -> int:
     with server_module.listen(args.host, args.port) as sock:  # better refused before the work
         model, tokenizer, _ = load_checkpoint(path, device=device, engine=args.engine)
         _check_memory(model, limits)
-        manifest = read_manifest(path)
+        step = read_manifest(path).step
         server = server_module.Server(
             model,
             tokenizer,
             limits,
             name=_name(path),
-            fingerprint=manifest.files["model.safetensors"].sha256[:16],
-            step=manifest.step,
+            fingerprint=weights_sha256(path)[:16],
+            step=step,
         )
-        _say(f"model    {path}, step {manifest.step:,}, {model.n_parameters():,} parameters")
+        _say(f"model    {path}, step {step:,}, {model.n_parameters():,} parameters")
         _say(f"decoder  {server.worker.decoder}")
         if not server_module.is_loopback(sock):
             _say(
@@ -118,12 +124,12 @@ def _check_memory(model: GPT, limits: Limits) -> None:
     Raises:
         UserError: the keys and values of as many texts take more than there is.
     """
-    from sparse_tx.serving.slots import cache_bytes
+    weight, room = model.token_embedding.weight, min(model.config.seq_len, 1 + limits.room)
 
-    weight = model.token_embedding.weight
-
-    def needed(slots: int) -> int:
-        return cache_bytes(model.config, slots=slots, room=limits.room, dtype=weight.dtype)
+    def needed(texts: int) -> int:
+        element_bytes = weight.element_size()
+        counted = cache_bytes(model.config, room, batch=texts, element_bytes=element_bytes)
+        return counted.allocated.total
 
     with suppress(OSError, KeyError):  # not every system tells
         free = free_bytes(weight.device.type)
@@ -134,7 +140,7 @@ def _check_memory(model: GPT, limits: Limits) -> None:
                 way_out = f"--max_concurrent {fits} fits, and {way_out}"
             raise UserError(
                 f"{limits.max_concurrent} texts of up to"
-                f" {min(model.config.seq_len, 1 + limits.room):,} tokens keep"
+                f" {room:,} tokens keep"
                 f" {needed(limits.max_concurrent) / 1e9:.1f} GB of keys and values, and"
                 f" {free / 1e9:.1f} GB of memory are free; {way_out}"
             )

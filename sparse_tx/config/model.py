@@ -7,6 +7,9 @@ from typing import Literal
 from sparse_tx.errors import UserError
 from sparse_tx.patterns import BlockLocal, Stack, Strided, Summary, parse_pattern
 
+# Numbers of the queries, keys and values that exist at one time while a long prompt is read.
+_READ_AT_ONCE = 1 << 27
+
 # Lengths of a recalled match that have embeddings of their own; longer ones share the last.
 RECALL_LENGTHS = 16
 
@@ -150,6 +153,11 @@ class ModelConfig:
         size = self.head_chunk or self.n_head
         firsts = range(0, self.n_head, size)
         return tuple(range(first, min(first + size, self.n_head)) for first in firsts)
+
+    def heads_in_prefill(self, T: int) -> int:
+        """Heads of a layer that take a prompt of ``T`` tokens at a time: the fewer, the longer."""
+        width = (2 * self.qk_width + self.n_embd) // self.n_head
+        return max(1, min(self.n_head, _READ_AT_ONCE // (T * width)))
 
     @property
     def qk_width(self) -> int:

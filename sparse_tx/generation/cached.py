@@ -1,6 +1,6 @@
 """Decoders that keep keys and values, so that a token costs what its patterns read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +40,10 @@ class NextToken:
 class IncrementalDecoder:
     """What decoders with a cache have in common: the texts, and what is dropped of them.
 
-    When a text outgrows the context, what is kept of it is read anew, once in ``seq_len // 2``
-    tokens. A subclass has the cache.
+    Texts have numbers. They grow together (``prefill``, ``decode_one_token``, ``keep``), or each
+    begins, grows and ends at its own time (``open``, ``start``, ``grow``, ``end``). When one
+    outgrows the context, what is kept of it is read anew, once in ``seq_len // 2`` tokens. A
+    subclass has the cache: what it has to define comes first.
 
     Args:
         model: in eval mode.
@@ -52,7 +54,7 @@ class IncrementalDecoder:
         self.model = model
         seq_len = model.config.seq_len
         self.room = seq_len if room is None else min(seq_len, 1 + room)
-        self._texts: list[_Text] = []
+        self._texts: dict[int, _Text] = {}
 
     def begin(self, texts: int) -> None:
         """Make an empty cache."""
@@ -74,42 +76,82 @@ class IncrementalDecoder:
         """Keep the texts of these numbers in the cache."""
         raise NotImplementedError
 
-    def prefill(self, texts: Sequence[Tensor]) -> Tensor:
-        """Begin with N texts, each ``(P,)`` int64: ``(N, V)`` logits of the token after each."""
-        self.begin(len(texts))
-        self._texts, found = [], []
-        for n, text in enumerate(texts):
-            same = next((m for m in range(n) if torch.equal(texts[m], text)), None)
-            if same is None:
-                held, logits = self.read(n, self._held(text.tolist(), len(text)))
-            else:  # samples of one prompt
-                self.copy(same, n)
-                held, logits = self._texts[same].held.copy(), found[same]
-            self._texts.append(_Text(held, len(text)))
-            found.append(logits)
-        return torch.stack(found)
+    def open(self, texts: int) -> None:
+        """Make room for so many texts, none of which has begun."""
+        self.begin(texts)
+        self._texts = {}
 
-    def decode_one_token(self, tokens: Tensor) -> Tensor:
-        """Append a token to each text, ``(N,)`` int64: ``(N, V)`` logits of the token after it."""
-        found: list[Tensor | None] = [None] * len(self._texts)
-        going_on = []
-        for n, (token, text) in enumerate(zip(tokens.tolist(), self._texts, strict=True)):
+    def start(self, texts: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Begin texts that are the same so far; the work is that of one.
+
+        Args:
+            texts: their numbers.
+            tokens: of each, without start symbol; there may be none.
+
+        Returns:
+            ``(V,)`` logits of the token after them.
+        """
+        first, *others = texts
+        held, logits = self.read(first, self._held(list(tokens), len(tokens)))
+        self._texts[first] = _Text(held, len(tokens))
+        for text in others:
+            self.copy(first, text)
+            self._texts[text] = _Text(held.copy(), len(tokens))
+        return logits
+
+    def assume(self, text: int, tokens: Sequence[int]) -> None:
+        """Take it that the cache holds a text, without start symbol, which nobody has read."""
+        held = GrowingText(self.model.config, [self.model.start_token, *tokens])
+        self._texts[text] = _Text(held, len(tokens))
+
+    def grow(self, tokens: Mapping[int, int]) -> Tensor:
+        """Append a token to each of some texts.
+
+        Args:
+            tokens: n of them, by the number of their text.
+
+        Returns:
+            ``(n, V)`` logits of the token after each, in the order of ``tokens``.
+        """
+        found: dict[int, Tensor] = {}
+        going_on: list[NextToken] = []
+        for number, token in tokens.items():
+            text = self._texts[number]
             text.length += 1
             position = len(text.held.tokens)
             if position > text.length - first_kept(text.length, self.model.config.seq_len):
                 whole = self._held([*text.held.tokens[1:], token], text.length)
-                text.held, found[n] = self.read(n, whole)
+                text.held, found[number] = self.read(number, whole)
                 continue
             if position >= self.room:
                 raise IndexError(f"{position} tokens of a text, in a cache for {self.room - 1}")
             rows = text.held.append(token)
-            going_on.append(NextToken(n, position, text.held.recent(), rows))
-        if len(going_on) == len(found):
+            going_on.append(NextToken(number, position, text.held.recent(), rows))
+        if not found:
             return self.append(going_on)
         if going_on:
-            for token, logits in zip(going_on, self.append(going_on), strict=True):
-                found[token.text] = logits
-        return torch.stack(found)
+            logits = self.append(going_on)
+            found |= {token.text: row for token, row in zip(going_on, logits, strict=True)}
+        return torch.stack([found[number] for number in tokens])
+
+    def end(self, text: int) -> None:
+        """Forget a text, whose number another may take."""
+        del self._texts[text]
+
+    def prefill(self, texts: Sequence[Tensor]) -> Tensor:
+        """Begin with N texts, each ``(P,)`` int64: ``(N, V)`` logits of the token after each."""
+        self.open(len(texts))
+        alike: dict[tuple[int, ...], list[int]] = {}  # samples of one prompt
+        for number, text in enumerate(texts):
+            alike.setdefault(tuple(text.tolist()), []).append(number)
+        found: dict[int, Tensor] = {}
+        for tokens, numbers in alike.items():
+            found |= dict.fromkeys(numbers, self.start(numbers, tokens))
+        return torch.stack([found[number] for number in range(len(texts))])
+
+    def decode_one_token(self, tokens: Tensor) -> Tensor:
+        """Append a token to each text, ``(N,)`` int64: ``(N, V)`` logits of the token after it."""
+        return self.grow(dict(zip(range(len(self._texts)), tokens.tolist(), strict=True)))
 
     def decode_tokens(self, tokens: Sequence[int]) -> Iterator[Tensor]:
         """Append tokens to the one text that there is; yields ``(V,)`` logits after each."""
@@ -119,7 +161,7 @@ class IncrementalDecoder:
     def keep(self, texts: Sequence[int]) -> None:
         """Forget all texts but those of these numbers, which are counted anew in their order."""
         self.forget_all_but(texts)
-        self._texts = [self._texts[n] for n in texts]
+        self._texts = {n: self._texts[old] for n, old in enumerate(texts)}
 
     def _held(self, end: list[int], length: int) -> list[int]:
         """What the context holds of a text of ``length`` tokens, of which ``end`` are the last."""

@@ -29,8 +29,9 @@ from sparse_tx.model import GPT
 
 _MAGIC = b"\x89STX"
 _VERSION = 1
-# Magic, version, hash of the model, tokens, bytes, and CRC-32 of predictions, original and code.
-_HEADER = struct.Struct("<4sB16sQQIII")
+# Magic, version, hash of the model, tokens, bytes, CRC-32 of predictions and of the original.
+_HEADER = struct.Struct("<4sB16sQQII")
+_CHECKSUM = struct.Struct("<I")  # of the header and of the code, between which it stands
 _CHECKED = 1000  # predictions
 
 _OTHER_MACHINE = (
@@ -66,19 +67,16 @@ class Compressed:
 
     def to_bytes(self) -> bytes:
         """The whole file."""
-        return (
-            _HEADER.pack(
-                _MAGIC,
-                _VERSION,
-                self.model,
-                self.tokens,
-                self.length,
-                self.predictions,
-                self.checksum,
-                zlib.crc32(self.code),
-            )
-            + self.code
+        header = _HEADER.pack(
+            _MAGIC,
+            _VERSION,
+            self.model,
+            self.tokens,
+            self.length,
+            self.predictions,
+            self.checksum,
         )
+        return header + _CHECKSUM.pack(zlib.crc32(self.code, zlib.crc32(header))) + self.code
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Compressed":
@@ -89,15 +87,17 @@ class Compressed:
         """
         if data[: len(_MAGIC)] != _MAGIC:
             raise UserError("it was not written by compress: its first bytes are others")
-        if len(data) < _HEADER.size:
-            raise UserError(f"it is cut off: its header has {_HEADER.size} bytes, it {len(data)}")
-        _, version, *fields, code_checksum = _HEADER.unpack_from(data)
+        begin = _HEADER.size + _CHECKSUM.size
+        if len(data) < begin:
+            raise UserError(f"it is cut off: its header has {begin} bytes, it {len(data)}")
+        _, version, *fields = _HEADER.unpack_from(data)
         if version != _VERSION:
             raise UserError(
                 f"it has version {version} of the format; this program reads {_VERSION}"
             )
-        code = data[_HEADER.size :]
-        if zlib.crc32(code) != code_checksum:
+        code = data[begin:]
+        (checksum,) = _CHECKSUM.unpack_from(data, _HEADER.size)
+        if zlib.crc32(code, zlib.crc32(data[: _HEADER.size])) != checksum:
             raise UserError("it is cut off or altered: its checksum is not that of its content")
         return cls(*fields, code)
 

@@ -161,7 +161,7 @@ class NativeDecoder(IncrementalDecoder):
 
     def decode_tokens(self, tokens):
         """As one by one, to the bit, but the kernel is given several at a time."""
-        [text] = self._texts
+        [text] = self._texts.values()
         done = 0
         while done < len(tokens):
             free = self.model.config.seq_len - len(text.held.tokens)

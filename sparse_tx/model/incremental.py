@@ -11,9 +11,6 @@ from sparse_tx.cache import KVCache
 from sparse_tx.model.gpt import GPT
 from sparse_tx.model.long_blocks import through_one_long_block
 
-# Numbers of the queries, keys and values that exist at one time while a long prompt is read.
-_AT_ONCE = 1 << 27
-
 
 def make_cache(model: GPT, *, texts: int, room: int) -> KVCache:
     """An empty cache for ``texts`` texts of up to ``room`` tokens, start symbols included.
@@ -49,15 +46,12 @@ def prefill(model: GPT, tokens: Tensor, cache: KVCache, text: int) -> Tensor:
     Returns:
         ``(V,)`` logits of the token after it.
     """
-    config = model.config
     x = model.embed(tokens.unsqueeze(0))  # (1, T, C)
-    width = (2 * config.qk_width + config.n_embd) // config.n_head
-    heads_at_once = max(1, min(config.n_head, _AT_ONCE // (len(tokens) * width)))
     for block, layer in zip(model.blocks, cache.layers, strict=True):
         x = through_one_long_block(
             x,
             block,
-            heads_at_once,
+            model.config.heads_in_prefill(len(tokens)),
             lambda heads, k, v, layer=layer: layer.fill(text, heads, k[0], v[0]),
         )
     return model.final_norm(x[0, -1]) @ model.head_weight.T

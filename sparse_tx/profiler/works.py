@@ -15,7 +15,6 @@ from sparse_tx.errors import UserError
 from sparse_tx.generation import make_decoder
 from sparse_tx.generation.cached import IncrementalDecoder
 from sparse_tx.model import GPT
-from sparse_tx.model.growing_text import GrowingText
 from sparse_tx.model.positions import rotate
 from sparse_tx.model.precision import autocast, dtype_of
 from sparse_tx.profiler.records import Setting, Work
@@ -222,7 +221,8 @@ class DecodeWork(_GenerationWork):
         with autocast(self.recipe.precision, self.device):
             if self._decoding is None:
                 self._decoding = self._begin()
-            self._set_texts(first)
+            for number, text in enumerate(self.tokens[:, :first].tolist()):
+                self._decoding.assume(number, text)
             for tokens in self.tokens[:, first:before].T:
                 self._decoding.decode_one_token(tokens)
 
@@ -234,7 +234,7 @@ class DecodeWork(_GenerationWork):
     def _begin(self) -> IncrementalDecoder:
         """A decoder whose texts are empty, and whose cache is full."""
         decoder = self._make_decoder()
-        decoder.prefill(self.tokens[:, :0])
+        decoder.open(len(self.tokens))
         for layer in decoder.cache.layers:
             for group in layer.groups:
                 group.k.normal_()
@@ -244,18 +244,6 @@ class DecodeWork(_GenerationWork):
             key = torch.zeros(1, 1, 1, config.qk_width // config.n_head, device=self.device)
             rotate(key, config.seq_len - 1, config.seq_len)
         return decoder
-
-    def _set_texts(self, length: int) -> None:
-        """Let the decoder's texts be the first ``length`` tokens of those that there are.
-
-        Nobody else takes tokens back, so that decoders have no other way to do it.
-        """
-        decoder, start = self._decoding, self.model.start_token
-        prompts = self.tokens[:, :length].tolist()
-        decoder._texts = [
-            replace(text, held=GrowingText(self.model.config, [start, *prompt]), length=length)
-            for text, prompt in zip(decoder._texts, prompts, strict=True)
-        ]
 
 
 _WORKS: dict[Work, Callable[[Setting], Doable]] = {

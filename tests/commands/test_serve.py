@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from urllib.request import Request, urlopen
 
 import pytest
-import torch
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from sparse_tx.accounting import cache_bytes
 from sparse_tx.commands import serve
 from sparse_tx.commands.serve import main
 from tests.serving.conftest import WAIT_S, make_model, save_run
@@ -133,10 +133,9 @@ def test_texts_that_no_memory_holds(run, capsys, monkeypatch):
     error = capsys.readouterr().err
     fits = int(re.search(r"--max_concurrent (\d+) fits", error)[1])
     model = make_model()
-    from sparse_tx.serving.slots import cache_bytes
 
-    def needed(slots):
-        return cache_bytes(model.config, slots=slots, room=10**6, dtype=torch.float32)
+    def needed(texts):
+        return cache_bytes(model.config, batch=texts).allocated.total
 
     assert needed(fits) <= 10**6 < needed(fits + 1)
     monkeypatch.setattr(serve, "free_bytes", lambda device: 1)

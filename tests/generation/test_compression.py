@@ -104,10 +104,13 @@ def test_what_is_cut_off_is_refused(model, length):
 
 
 def test_what_is_altered_is_refused(model):
-    file = bytearray(compress(model, TOKENIZER, TEXTS["text"]))
-    file[-5] ^= 1
-    with pytest.raises(UserError, match="checksum"):
-        Compressed.from_bytes(bytes(file))
+    whole = compress(model, TOKENIZER, TEXTS["text"])
+    for at in (5, 21, 28, 36, 40, 45, 49, len(whole) - 5):  # every field, and the code
+        file = bytearray(whole)
+        file[at] ^= 128
+        with pytest.raises(UserError, match="checksum"):
+            Compressed.from_bytes(bytes(file))
+    file = bytearray(whole)
     file[4] = 2
     with pytest.raises(UserError, match="version 2"):
         Compressed.from_bytes(bytes(file))

@@ -1,8 +1,6 @@
 """The page in a real browser, opened as a file: it renders, reacts, and asks nothing of the net."""
 
 import json
-import os
-import shutil
 import time
 
 import pytest
@@ -11,21 +9,10 @@ from sparse_tx.profiler.report import write_report
 from sparse_tx.profiler.report.bars import parts_plots
 from sparse_tx.profiler.report.palette import LIGHT
 from sparse_tx.profiler.report.plots import agreement_plots, cost_plots
+from tests.browser import look
 from tests.profiler.examples import NASTY_LABEL, nasty_profile, realistic_profile
 
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 READY_SECONDS = 60
-
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
 
 # The text of all ticks whose boxes meet another's on the same axis, or leave the card.
 MISPLACED_TICKS = """
@@ -46,33 +33,6 @@ for (const place of document.querySelectorAll(".plot")) {
 }
 return wrong;
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Chromium with a profile of its own; it keeps what its console and its network are told."""
-    if not (os.access(CHROMIUM, os.X_OK) and os.access(DRIVER, os.X_OK)):
-        pytest.skip("chromium and chromedriver are not installed")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    folder = tmp_path_factory.mktemp("chromium")
-    for flag in (*FLAGS, f"--user-data-dir={folder}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def look(browser, width=1400, theme="light"):
-    """Give the page a width and a theme; nothing moves, so that clicks meet what they aim at."""
-    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
-    features = [{"name": name, "value": value} for name, value in features.items()]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def open_page(browser, path, width=1400, theme="light"):

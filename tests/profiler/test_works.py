@@ -106,7 +106,7 @@ def test_a_step_ends_at_seq_len_each_time(engine, model, monkeypatch):
     for _ in range(3):
         work.prepare()
         work.run()
-        for text, tokens in zip(work._decoding._texts, work.tokens.tolist(), strict=True):
+        for text, tokens in zip(work._decoding._texts.values(), work.tokens.tolist(), strict=True):
             assert text.held.tokens == [work.model.start_token, *tokens[:35], tokens[-1]]
             assert text.length == 36
     assert positions == [[position] * 3 for position in range(28, 37)] * 3

@@ -6,7 +6,7 @@ import torch
 from sparse_tx.generation import RecomputeDecoder
 from sparse_tx.model import GPT
 from sparse_tx.serving import slots as slots_module
-from sparse_tx.serving.slots import Slots, cache_bytes
+from sparse_tx.serving.slots import Slots
 from tests.serving.conftest import make_model
 
 MODELS = {
@@ -100,10 +100,3 @@ def test_room_that_is_shorter_than_the_context(model, by):
     prompt = prompts()[2]
     whole = grown_alone(model, prompt, 4)
     assert torch.equal(grown_alone(model, prompt, 4, room=len(prompt) + 4), whole)
-
-
-def test_bytes_are_those_of_the_cache(model, by):
-    slots = Slots(model, slots=3, room=10)
-    found = cache_bytes(model.config, slots=3, room=10, dtype=torch.float32)
-    assert found == slots._decoder.cache.nbytes > 0
-    assert cache_bytes(model.config, slots=6, room=10, dtype=torch.float64) == 4 * found
