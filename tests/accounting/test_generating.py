@@ -18,6 +18,7 @@ from sparse_tx.accounting.forward_pass import ROTARY_TABLE, WORKSPACE
 from sparse_tx.accounting.generating import CACHE, TEXTS
 from sparse_tx.accounting.long_blocks import LongPass
 from sparse_tx.config import ModelConfig
+from sparse_tx.config import model as model_config
 from sparse_tx.errors import UserError
 from sparse_tx.generation import CachedDecoder
 from sparse_tx.model import GPT, incremental
@@ -36,8 +37,7 @@ ALL_HEADS, ONE_HEAD = 1 << 27, 1
 
 def set_heads_at_once(monkeypatch, numbers):
     """So many numbers of queries, keys and values may exist at one time."""
-    monkeypatch.setattr(incremental, "_AT_ONCE", numbers)
-    monkeypatch.setattr(generating, "AT_ONCE", numbers)
+    monkeypatch.setattr(model_config, "_READ_AT_ONCE", numbers)
 
 
 def first_prefill(config, batch=1):
@@ -53,7 +53,6 @@ def first_prefill(config, batch=1):
 
 
 def test_heads_at_once_are_as_many_as_the_model_takes(monkeypatch):
-    assert incremental._AT_ONCE == generating.AT_ONCE
     config = make_config(seq_len=31, n_head=6, n_qk=36)
     taken = []
 
