@@ -44,6 +44,7 @@ from sparse_tx.checkpoint import load_checkpoint
 from sparse_tx.data import Corpus, prepare_corpus
 from sparse_tx.folders import default_cache_dir
 from sparse_tx.profiler.machine import gemm_flops_per_s
+from sparse_tx.profiler.provenance import provenance
 
 BASELINES = {
     "dense": (DenseSettings, train_dense),
@@ -112,6 +113,7 @@ def main() -> None:
         else:
             results[name], trials[name] = contend(args, name)
         found = results[name]
+        found["commit"] = provenance()["commit"]  # of several runs, by --resume
         found["gemm_gflops"] = [x / 1e9 for x in (before, gemm_flops_per_s("cpu", torch.float32))]
         print(
             f"{name}: {found['bpb']:.4f} bits per byte after {found['minutes']:.2f} minutes,"

@@ -10,6 +10,8 @@ from sparse_tx.generation.generate import (
     TextToken,
     generate,
     generate_texts,
+    most_probable,
+    text_tokens,
 )
 from sparse_tx.generation.native import NativeDecoder
 from sparse_tx.generation.samplers import Sampler, SeenTokens, draw, next_token_probabilities
@@ -33,5 +35,7 @@ __all__ = [
     "generate",
     "generate_texts",
     "make_decoder",
+    "most_probable",
     "next_token_probabilities",
+    "text_tokens",
 ]

@@ -181,7 +181,7 @@ def _pieces(batch: "_Batch", texts: list["TextMaker"]) -> Iterator[tuple[int, Te
         tokens, logits = batch.step()
         wanted = [texts[n].request.logprobs for n in growing]
         rows = []  # that go on
-        for row, token in enumerate(_text_tokens(tokens, logits, wanted)):
+        for row, token in enumerate(text_tokens(tokens.tolist(), logits, wanted)):
             piece = texts[growing[row]].add(token)
             if piece.finish_reason is None:
                 rows.append(row)
@@ -192,22 +192,33 @@ def _pieces(batch: "_Batch", texts: list["TextMaker"]) -> Iterator[tuple[int, Te
                 batch.keep(rows)
 
 
-def _text_tokens(tokens: Tensor, logits: Tensor, wanted: list[int | None]) -> list[TextToken]:
-    """The ``(N,)`` tokens with their log-probabilities and the ``wanted`` most probable ones."""
-    ids = tokens.tolist()
-    if all(k is None for k in wanted):
-        return [TextToken(id) for id in ids]
-    logprobs = logits.double().log_softmax(-1)  # (N, V)
-    own = logprobs.gather(1, tokens.to(logits.device).unsqueeze(1)).squeeze(1).tolist()
-    most = max(k or 0 for k in wanted)
-    values, order = logprobs.sort(dim=-1, descending=True, stable=True)
-    values, order = values[:, :most].tolist(), order[:, :most].tolist()
-    return [
-        TextToken(id)
-        if k is None
-        else TextToken(id, own[row], tuple(zip(order[row][:k], values[row][:k], strict=True)))
-        for row, (id, k) in enumerate(zip(ids, wanted, strict=True))
-    ]
+def text_tokens(
+    ids: Sequence[int], logits: Tensor, wanted: Sequence[int | None]
+) -> list[TextToken]:
+    """Tokens with the log-probabilities that are asked for.
+
+    Args:
+        ids: N tokens.
+        logits: ``(N, V)``, by which they were drawn.
+        wanted: for each, how many of the most probable tokens to give, or None for no
+            log-probability at all.
+    """
+    found = [TextToken(id) for id in ids]
+    rows = [row for row, k in enumerate(wanted) if k is not None]
+    if rows:
+        logprobs = logits[rows].double().log_softmax(-1)
+        top = most_probable(logprobs, max(wanted[row] for row in rows))
+        for index, row in enumerate(rows):
+            own = logprobs[index, ids[row]].item()
+            found[row] = TextToken(ids[row], own, top[index][: wanted[row]])
+    return found
+
+
+def most_probable(logprobs: Tensor, top: int) -> list[tuple[tuple[int, float], ...]]:
+    """Of each row of ``(n, V)`` log-probabilities the ``top`` largest: ids and values."""
+    values, ids = logprobs.sort(dim=-1, descending=True, stable=True)
+    pairs = zip(ids[:, :top].tolist(), values[:, :top].tolist(), strict=True)
+    return [tuple(zip(*pair, strict=True)) for pair in pairs]
 
 
 class TextMaker:

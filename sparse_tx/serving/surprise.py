@@ -13,11 +13,11 @@ from math import log
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sparse_tx.config import ModelConfig
 from sparse_tx.data import Tokenizer
 from sparse_tx.errors import UserError
+from sparse_tx.generation import most_probable
 from sparse_tx.generation.context import first_kept
 from sparse_tx.model import GPT
 
@@ -85,13 +85,6 @@ def score_window(model: GPT, tokens: Sequence[int], window: Window, top: int) ->
         logprobs += all_logprobs.gather(1, some_targets[:, None])[:, 0].tolist()
         found += most_probable(all_logprobs, top)
     return Scores(logprobs, found)
-
-
-def most_probable(logprobs: Tensor, top: int) -> list[tuple[tuple[int, float], ...]]:
-    """Of each row of ``(n, V)`` log-probabilities the ``top`` largest: ids and values."""
-    values, ids = logprobs.sort(dim=-1, descending=True, stable=True)
-    pairs = zip(ids[:, :top].tolist(), values[:, :top].tolist(), strict=True)
-    return [tuple(zip(*pair, strict=True)) for pair in pairs]
 
 
 def surprise_json(tokens: Sequence[int], scores: Scores, tokenizer: Tokenizer) -> bytes:

@@ -21,9 +21,9 @@ from sparse_tx.generation import (
     SeenTokens,
     TextMaker,
     TextRequest,
-    TextToken,
     draw,
     next_token_probabilities,
+    text_tokens,
 )
 from sparse_tx.model import GPT
 from sparse_tx.serving.jobs import (
@@ -39,7 +39,7 @@ from sparse_tx.serving.limits import Limits
 from sparse_tx.serving.metrics import Metrics
 from sparse_tx.serving.refused import Refused
 from sparse_tx.serving.slots import Slots
-from sparse_tx.serving.surprise import Window, most_probable, score_window, windows
+from sparse_tx.serving.surprise import Window, score_window, windows
 
 
 class _Text:
@@ -276,11 +276,11 @@ class Worker:
             return
         texts, logits = [texts[row] for row in rows], logits[rows]
         tokens = draw_tokens(texts, logits).tolist()
-        logprobs = _logprobs(texts, tokens, logits)
+        made = text_tokens(tokens, logits, [text.request.logprobs for text in texts])
         self._metrics.generated_tokens.inc(len(tokens))
-        for text, token, (own, top) in zip(texts, tokens, logprobs, strict=True):
-            text.latest = token
-            piece = text.maker.add(TextToken(token, own, top))
+        for text, token in zip(texts, made, strict=True):
+            text.latest = token.id
+            piece = text.maker.add(token)
             self._tell(text.job, MadePiece(text.number, piece))
             if piece.finish_reason is not None:
                 self._drop(text)
@@ -333,19 +333,4 @@ def draw_tokens(texts: list[_Text], logits: Tensor) -> Tensor:
     for text, token in zip(texts, found, strict=True):
         if text.seen is not None:
             text.seen.add(token[None])
-    return found
-
-
-def _logprobs(
-    texts: list[_Text], tokens: list[int], logits: Tensor
-) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
-    """Of each token its log-probability, and the most probable ones, where they are asked for."""
-    found: list = [(None, ())] * len(texts)
-    rows = [row for row, text in enumerate(texts) if text.request.logprobs is not None]
-    if rows:
-        logprobs = logits[rows].double().log_softmax(-1)
-        top = most_probable(logprobs, max(texts[row].request.logprobs for row in rows))
-        for index, row in enumerate(rows):
-            own = logprobs[index, tokens[row]].item()
-            found[row] = (own, top[index][: texts[row].request.logprobs])
     return found
