@@ -112,11 +112,21 @@ class TrainingPass(ForwardPass):
             for number, n in enumerate(reversed(self.pieces())):
                 copy = self.copy_of_piece(n)
                 activated, of_activation, _ = self.activation(n, True)
+                last = number + 1 == len(self.pieces())
+                if self.config.feed_forward_in_cache:
+                    d_output = self.copy_of_piece(n)
+                    d_pieces.append(self.backward_in_cache(n))
+                    self.give(activated, copy, d_output)
+                    if number:  # the sum over pieces is taken in place
+                        self.give(Held(WEIGHT_GRADIENTS, 2 * F * C * FLOAT))
+                    if last and d_branch is not gradient:
+                        self.give(d_branch)
+                    continue
                 d_weights = self.weights(WEIGHT_GRADIENTS, F * C)
                 d_output = self.copy_of_piece(n)
                 d_hidden = self.rows(ACTIVATION_GRADIENTS, F, n)
                 self.give(activated, d_output)
-                if len(d_pieces) + 1 == len(self.pieces()) and d_branch is not gradient:
+                if last and d_branch is not gradient:
                     self.give(d_branch)
                 if number:  # the sum over pieces is taken in place
                     self.give(d_weights)
@@ -128,6 +138,11 @@ class TrainingPass(ForwardPass):
                     self.give(d_weights)
             d_norm = self.rows(ACTIVATION_GRADIENTS, C)
             self.give(*d_pieces, kept["random states"])
+        elif self.config.feed_forward_in_cache:
+            d_norm = self.backward_in_cache(self.N)
+            self.give(kept["activated"])
+            if d_branch is not gradient:
+                self.give(d_branch)
         else:
             self.weights(WEIGHT_GRADIENTS, F * C)
             d_hidden = self.rows(ACTIVATION_GRADIENTS, F)
@@ -140,6 +155,14 @@ class TrainingPass(ForwardPass):
             self.give(d_hidden)
         self.give(kept["feed-forward in"])
         return d_norm
+
+    def backward_in_cache(self, n: int) -> Held:
+        """From the gradient of the output to that of the input, the hidden layer in two buffers."""
+        C, F = self.config.n_embd, self.config.ff_width
+        d_x = self.rows(ACTIVATION_GRADIENTS, C, n)
+        self.weights(WEIGHT_GRADIENTS, 2 * F * C)
+        self.give(*(self.hidden_buffer(n, ACTIVATION_GRADIENTS) for _ in range(2)))
+        return d_x
 
     def through_activation(self, d_activated: Held, kept: list[Held], n: int) -> Held:
         """The gradient of the hidden layer before its activation."""

@@ -1,9 +1,9 @@
 """The forward pass of a model, as a ledger of every tensor that it makes and frees.
 
 What is held at one moment follows from what each operator keeps for its backward pass, and from
-when Python and autograd let go. The methods repeat the model's operators in their order, in
-float32: a line of the ledger for every tensor that grows with the text or is as large as a weight.
-Left out are small ones (numbers per layer, vectors of the model's width), and what a kernel
+when Python and autograd let go. The methods repeat the model's operators in their order, as on a
+CPU in float32: a line of the ledger for every tensor that grows with the text or is as large as a
+weight. Left out are small ones (numbers per layer, vectors of the model's width), and what a kernel
 allocates by itself: an engine's workspace is handed in.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sparse_tx.accounting.heads import positions, require_count
 from sparse_tx.accounting.ledger import Held, Ledger
 from sparse_tx.config import ModelConfig
+from sparse_tx.config.model import FEED_FORWARD_TOKENS
 
 FLOAT, INT64 = 4, 8
 # The state of the random numbers on a CPU, kept with whatever is recomputed.
@@ -56,6 +57,7 @@ class ForwardPass:
         self.N = batch * self.T
         self.workspaces = workspaces or (Workspace(),)
         self.ledger = Ledger()
+        self.differentiates = True  # whether operators are to keep what gradients need
         self.table_is_new = False  # whether rotary turns are yet to be computed
         self.give = self.ledger.give
         self.piece = min(self.N, batch * max(1, config.chunk // batch))  # of the feed-forward
@@ -83,6 +85,7 @@ class ForwardPass:
         Returns:
             what is kept of the embeddings, of each block, and of the end.
         """
+        self.differentiates = keep
         x, indices = self.embed(keep)
         x, kept_blocks = self.blocks(x, keep)
         hidden, of_norm = self.norm(keep)
@@ -250,6 +253,7 @@ class ForwardPass:
         else:
             activated, of_activation, spare = self.activation(self.N, keep)
             kept["output"] = self.rows(RESIDUAL, C)
+            self.squares_of_chunks(self.N)
             if keep:
                 kept["activated"], kept["of activation"] = activated, of_activation
             else:
@@ -270,15 +274,30 @@ class ForwardPass:
 
     def feed_forward_piece(self, n: int) -> Held:
         """``n`` vectors through the feed-forward, of which nothing is kept."""
-        self.give(self.copy_of_piece(n))
+        copy = self.copy_of_piece(n)
+        held_throughout = self.config.feed_forward_in_cache and not self.differentiates
+        if not held_throughout:
+            self.give(copy)
         activated, of_activation, spare = self.activation(n, keep=False)
         output = self.rows(FEED_FORWARD, self.config.n_embd, n)
+        self.squares_of_chunks(n)
         self.give(activated, *of_activation, *spare)
+        if held_throughout:
+            self.give(copy)
         return output
 
     def copy_of_piece(self, n: int) -> Held:
         """What makes a piece contiguous, which of several sequences it is not."""
         return self.rows(FEED_FORWARD, self.config.n_embd, n if self.batch > 1 else 0)
+
+    def hidden_buffer(self, n: int, part: str = FEED_FORWARD) -> Held:
+        """The hidden layer of as many of ``n`` vectors as are to stay in the cache."""
+        return self.rows(part, self.config.ff_width, min(n, FEED_FORWARD_TOKENS))
+
+    def squares_of_chunks(self, n: int) -> None:
+        """What the second product reads, where not the activated numbers are kept, but roots."""
+        if self.config.feed_forward_in_cache and self.differentiates:
+            self.give(self.hidden_buffer(n))
 
     def activation(self, n: int, keep: bool) -> tuple[Held, list[Held], list[Held]]:
         """The hidden layer of ``n`` vectors.
@@ -291,6 +310,9 @@ class ForwardPass:
 
         def hidden(width: int = F) -> Held:
             return self.rows(FEED_FORWARD, width, n)
+
+        if self.config.feed_forward_in_cache:
+            return (hidden() if self.differentiates else self.hidden_buffer(n)), [], []
 
         if self.config.activation == "swiglu":
             both, gate = hidden(2 * F), hidden()

@@ -134,18 +134,14 @@ class _Prefill(LongPass):
         self.ledger.times = 1
         self.give(x, tokens)
 
-    def pieces_from(self) -> Iterator[tuple[int, int]]:
-        """Of those of one size, the first, and the last, which stands for all but the first."""
+    def pieces_in_turn(self) -> Iterator[int]:
+        """Of those of one size, the first, and one for all the others."""
         whole, rest = divmod(self.N, self.piece)
-        last, times = (whole - 1) * self.piece, self.ledger.times
-        for start, n, alike in (
-            (0, self.piece, 1),
-            (last, self.piece, whole - 1),
-            (last + self.piece, rest, 1),
-        ):
+        times = self.ledger.times
+        for n, alike in ((self.piece, 1), (self.piece, whole - 1), (rest, 1)):
             if n and alike:
                 self.ledger.times = times * alike
-                yield start, n
+                yield n
         self.ledger.times = times
 
     def keep_keys(self, number: int, heads: range) -> None:

@@ -35,17 +35,9 @@ class Ledger:
         self._held: Counter[str] = Counter()
 
     def take(self, part: str, size: int) -> Held:
-        """Begin to hold a block of ``size`` bytes in the name of ``part``."""
-        self.count(size)
-        return self.hold(part, size)
-
-    def count(self, size: int) -> None:
-        """Count a block among those that are taken, and hold none of it yet."""
+        """Begin to hold ``size`` bytes in the name of ``part``."""
         if size > LARGE:
             self.taken_large += size * self.times
-
-    def hold(self, part: str, size: int) -> Held:
-        """Begin to hold so many bytes of a block that was counted: those that are written to."""
         self._held[part] += size
         self.total += size
         if self.total > self.peak:

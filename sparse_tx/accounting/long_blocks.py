@@ -48,16 +48,13 @@ class LongPass(TrainingPass):
 
     def rest_of_block(self, heads: Held) -> None:
         """A block from its heads' outputs on, whose result goes where there is room already."""
-        for _, n in self.pieces_from():
+        for n in self.pieces_in_turn():
             self.give(*self.of(n).after_heads(False, {}))
         self.give(heads)
 
-    def pieces_from(self) -> Iterator[tuple[int, int]]:
-        """The vectors before each piece, and of it."""
-        start = 0
-        for n in self.pieces():
-            yield start, n
-            start += n
+    def pieces_in_turn(self) -> Iterator[int]:
+        """The vectors of each piece, or of one for several alike."""
+        yield from self.pieces()
 
     def keep_keys(self, number: int, heads: range) -> None:
         """Whatever is done with keys and values of some heads before they are attended to."""
@@ -117,10 +114,8 @@ class LongPass(TrainingPass):
     def queries_keys_values(self, n_head: int, widens: bool) -> list[Held]:
         """Those of so many heads."""
         Q, V = self.widths(n_head)
-        projection, found, before = self.projection(n_head), [], []
-        row, written = (2 * Q + V) * FLOAT, 0
-        for start, n in self.pieces_from():
-            found.append(self.ledger.hold(QKV, (start - written) * row))
+        projection, found = self.projection(n_head), []
+        for n in self.pieces_in_turn():
             piece, kept = self.of(n), {}
             held = piece.widened(widens)
             norm, _ = piece.norm(False)
@@ -128,14 +123,10 @@ class LongPass(TrainingPass):
             self.give(norm)
             piece.split_heads(n_head, False, kept)
             self.table_is_new = piece.table_is_new
-            self.give(*before)
-            for width in (Q, Q, V) if not start else ():
-                self.ledger.count(self.N * width * FLOAT)
-            found.append(self.ledger.hold(QKV, n * row))  # what is not written yet is not there
-            written = start + n
-            self.give(*held, *([kept["qk"]] if "qk" in kept else []))
-            before = [kept["qkv"]]  # its values are let go of only when the next ones are there
-        self.give(projection, *before)
+            if not found:
+                found = [self.rows(QKV, width) for width in (Q, Q, V)]
+            self.give(*held, kept["qkv"], *([kept["qk"]] if "qk" in kept else []))
+        self.give(projection)
         return found
 
     def widened(self, widens: bool) -> list[Held]:
@@ -144,6 +135,7 @@ class LongPass(TrainingPass):
 
     def after_heads(self, keep: bool, kept: dict[str, Held]) -> list[Held]:
         """The block from its heads' outputs on; returns the sums after each branch."""
+        self.differentiates = keep
         copied = self.copy_of_piece(self.N)
         kept["output"] = self.rows(RESIDUAL, self.config.n_embd)
         if keep:

@@ -12,6 +12,9 @@ _READ_AT_ONCE = 1 << 27
 
 # Lengths of a recalled match that have embeddings of their own; longer ones share the last.
 RECALL_LENGTHS = 16
+# Tokens at a time of a feed-forward whose hidden layer is to stay in a core's cache: at the width
+# of preset cpu, its buffers are 1 MiB each (trials in docs/experiments.md).
+FEED_FORWARD_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +166,11 @@ class ModelConfig:
     def qk_width(self) -> int:
         """Width of all queries of a layer."""
         return self.n_embd if self.n_qk is None else self.n_qk
+
+    @property
+    def feed_forward_in_cache(self) -> bool:
+        """Whether a feed-forward of this kind takes FEED_FORWARD_TOKENS at a time on a CPU."""
+        return self.activation == "relu2" and not self.bias
 
     @property
     def ff_width(self) -> int:

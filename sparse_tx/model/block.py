@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from sparse_tx.attention import sparse_attention
 from sparse_tx.cache import LayerCache
 from sparse_tx.config import ModelConfig
+from sparse_tx.model.feed_forward import gains_by_cache, squared_relu_feed_forward
 from sparse_tx.model.positions import rotate
 from sparse_tx.patterns import Layer
 
@@ -109,6 +110,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.activation, self.chunk = config.activation, config.chunk
+        self.in_cache = config.feed_forward_in_cache
         gates = 2 if config.activation == "swiglu" else 1
         self.expand = nn.Linear(config.n_embd, gates * config.ff_width, bias=config.bias)
         self.to_out = nn.Linear(config.ff_width, config.n_embd, bias=config.bias)
@@ -116,15 +118,18 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to ``(B, T, C)``; beyond ``chunk`` tokens piece by piece, kept by recomputation."""
         if x.shape[0] * x.shape[1] <= self.chunk:
-            return self._apply_to(x)
+            return self.apply_to(x)
         pieces = x.split(max(1, self.chunk // x.shape[0]), dim=1)
         if torch.is_grad_enabled():
-            done = [checkpoint(self._apply_to, piece, use_reentrant=False) for piece in pieces]
+            done = [checkpoint(self.apply_to, piece, use_reentrant=False) for piece in pieces]
         else:
-            done = [self._apply_to(piece) for piece in pieces]
+            done = [self.apply_to(piece) for piece in pieces]
         return torch.cat(done, dim=1)
 
-    def _apply_to(self, x: Tensor) -> Tensor:
+    def apply_to(self, x: Tensor) -> Tensor:
+        """Apply to all of ``x`` at once, as ``forward`` does to each piece."""
+        if self.in_cache and gains_by_cache(x):
+            return squared_relu_feed_forward(x, self.expand.weight, self.to_out.weight)
         hidden = self.expand(x)
         if self.activation == "swiglu":
             gate, hidden = hidden.chunk(2, dim=-1)

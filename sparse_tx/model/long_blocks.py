@@ -83,6 +83,7 @@ class _LongBlocks(torch.autograd.Function):
                 for here in _chunks(x, config.chunk):
                     piece = _piece(block, x, here)
                     result[:, here] = block.after_heads(piece, heads[:, here].flatten(2))
+                del heads  # not to be there beside the next block's
                 x = result
         ctx.blocks, ctx.weights = blocks, weights
         ctx.save_for_backward(*stored)
@@ -150,7 +151,7 @@ def _queries_keys_values(block: Block, heads: range, x: Tensor) -> list[Tensor]:
             found = [part.new_empty(*x.shape[:2], *part.shape[2:]) for part in parts]
         for whole, part in zip(found, parts, strict=True):
             whole[:, here] = part
-        del parts
+        del parts, part  # views of a projection not to be there beside the next chunk's
     return found
 
 

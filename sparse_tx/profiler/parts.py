@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from sparse_tx.model import GPT, long_blocks
+from sparse_tx.model.block import FeedForward
 from sparse_tx.profiler.machine import clock
 from sparse_tx.profiler.works import Doable
 
@@ -91,7 +92,7 @@ def _clocks_in(model: GPT, clocks: _Clocks) -> Iterator[None]:
         hooks.on(block.attention.to_qkv, "qkv")
         hooks.on(block.attention.to_out, "output", before="attention")
         hooks.on(block.feed_forward, "feed_forward")
-        hooks.on_pieces(block.feed_forward.expand, block.feed_forward.to_out, "feed_forward")
+        hooks.on_pieces(block.feed_forward, "feed_forward")
     hooks.on(model.final_norm, "norms", before="other", after="head_and_loss")
     # Blocks that take some heads at a time call attention as a function, by the name there.
     plain = long_blocks.sparse_attention
@@ -111,11 +112,13 @@ class _Hooks:
         self._handles = []
         self._parts_around: list[str] = []
         self._last_output: Tensor | None = None
-        self._around_piece: str | None = None
+        self._in_pieces: list[FeedForward] = []
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+        for module in self._in_pieces:
+            del module.apply_to
 
     def on(
         self,
@@ -165,24 +168,22 @@ class _Hooks:
 
         return clocked
 
-    def on_pieces(self, first: nn.Module, last: nn.Module, part: str) -> None:
-        """Count what is computed again from ``first`` to ``last`` as recomputation of ``part``.
+    def on_pieces(self, module: FeedForward, part: str) -> None:
+        """Count the pieces that ``module`` has computed again, uncalled, as those of ``part``."""
+        apply_to = module.apply_to
 
-        That is of a module which has parts of itself recomputed, without being called again.
-        """
-        recomputed = f"{part}.{_RECOMPUTE}"
+        def timed(x: Tensor) -> Tensor:
+            if self._pass() != _RECOMPUTE:
+                return apply_to(x)
+            around = self._clocks.switch(f"{part}.{_RECOMPUTE}")
+            # Recomputation stops by an exception as soon as it has all that it needs.
+            try:
+                return apply_to(x)
+            finally:
+                self._clocks.switch(around)
 
-        def begin(*_) -> None:
-            if self._pass() == _RECOMPUTE:
-                self._around_piece = self._clocks.switch(recomputed)
-
-        def end(*_) -> None:
-            if self._around_piece is not None:
-                self._clocks.switch(self._around_piece)
-                self._around_piece = None
-
-        self._handles.append(first.register_forward_pre_hook(begin))
-        self._handles.append(last.register_forward_hook(end, always_call=True))
+        module.apply_to = timed
+        self._in_pieces.append(module)
 
     def _pass(self) -> str:
         """The pass that a module is called in: modules called in the backward pass recompute."""

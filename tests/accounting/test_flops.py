@@ -30,6 +30,7 @@ from tests.helpers import HEADS, paper_mask, paper_set
 
 # Distinct primes, where heads allow it, so that no two factors can be exchanged.
 SIZES = dict(vocab_size=17, seq_len=31, n_layer=3, n_head=2, n_embd=26, n_qk=14, n_ff=37)
+RELU2 = dict(activation="relu2", bias=False)
 B = 3
 
 aten = torch.ops.aten
@@ -116,11 +117,13 @@ def test_torch_counts_other_widths_of_keys_and_values():
 
 @pytest.mark.parametrize(
     ("activation", "dropout", "recompute", "chunk"),
-    list(product(["gelu", "swiglu"], [0.0, 0.1], [False, True], [1, 16, 30, 90, 93])),
+    list(product(["gelu", "relu2", "swiglu"], [0.0, 0.1], [False, True], [1, 16, 30, 90, 93])),
 )
 def test_recompute_equals_what_torch_runs_again(activation, dropout, recompute, chunk):
     """Checkpoints of blocks, of pieces of the feed-forward, and of pieces within blocks."""
-    config = make_config(activation=activation, dropout=dropout, recompute=recompute, chunk=chunk)
+    bias = activation != "relu2"  # which has a feed-forward of its own without
+    settings = dict(activation=activation, bias=bias, dropout=dropout)
+    config = make_config(recompute=recompute, chunk=chunk, **settings)
     flops = nominal_flops(config, 31, B)
     assert accounted(flops, keeps_weights=True) == counted_by_torch(config)
     assert (flops.all_parts.recompute > 0) == (recompute or chunk < 93)
@@ -129,7 +132,7 @@ def test_recompute_equals_what_torch_runs_again(activation, dropout, recompute, 
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 93])
-@pytest.mark.parametrize("settings", [dict(), dict(dropout=0.1), dict(activation="swiglu")])
+@pytest.mark.parametrize("settings", [dict(), dict(dropout=0.1), dict(activation="swiglu"), RELU2])
 def test_heads_at_a_time_are_run_more_often(settings, chunk):
     config = make_config(head_chunk=1, chunk=chunk, **settings)
     flops = nominal_flops(config, 31, B)

@@ -52,6 +52,11 @@ def test_parts_sum_to_the_whole(work, ticks):
         ("train", {}, TRAINED),
         ("train", {"position": "none", "tie_embeddings": True}, TRAINED),
         ("train", {"chunk": 10}, TRAINED | {"feed_forward.recompute"}),
+        (
+            "train",
+            {"chunk": 10, "activation": "relu2", "bias": False},
+            TRAINED | {"feed_forward.recompute"},
+        ),
         ("train", {"recompute": True}, TRAINED | RECOMPUTED),
         ("train", {"recompute": True, "chunk": 10, "dropout": 0.1}, TRAINED | RECOMPUTED),
         ("train", {"recent_tokens": 3, "activation": "swiglu", "norm": "rmsnorm"}, TRAINED),
