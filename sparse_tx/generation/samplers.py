@@ -61,22 +61,32 @@ def next_token_probabilities(
         logits = _penalised(logits, seen.to(logits.device), settings.repetition_penalty)
     if settings.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1)
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)  # (N, V)
     # Relative to the most probable token's weight, 1. Subtracted before it is divided: a tiny
     # temperature then gives minus infinity at worst, and no NaN.
-    weights = ((ordered - ordered[:, :1]) / settings.temperature).exp()
-    if settings.top_k is not None:
-        weights[:, min(settings.top_k, weights.shape[1]) :] = 0
-    if settings.top_p is not None and settings.top_p < 1:
-        running = weights.cumsum(-1)
-        before = running.roll(1, -1)
-        before[:, 0] = 0
-        enough = settings.top_p * (1 - _ROUNDING) * running[:, -1:]
-        weights = weights.masked_fill(before >= enough, 0)
+    weights = ((logits - logits.amax(-1, keepdim=True)) / settings.temperature).exp()
+    if settings.top_k is not None or settings.top_p is not None:
+        weights = _most_probable_only(weights, logits, settings.top_k, settings.top_p)
     if settings.min_p is not None:
         weights = weights.masked_fill(weights < settings.min_p * (1 - _ROUNDING), 0)
-    probabilities = weights / weights.sum(-1, keepdim=True)
-    return torch.zeros_like(probabilities).scatter_(-1, ids, probabilities)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _most_probable_only(
+    weights: Tensor, logits: Tensor, top_k: int | None, top_p: float | None
+) -> Tensor:
+    """``(N, V)`` weights, 0 for tokens that are not among the first k, or of the first p."""
+    # By logits: tokens that these tell apart may weigh the same.
+    ids = logits.sort(dim=-1, descending=True, stable=True).indices
+    ranked = weights.gather(-1, ids)
+    if top_k is not None:
+        ranked[:, top_k:] = 0
+    if top_p is not None and top_p < 1:
+        running = ranked.cumsum(-1)
+        before = running.roll(1, -1)
+        before[:, 0] = 0
+        enough = top_p * (1 - _ROUNDING) * running[:, -1:]
+        ranked = ranked.masked_fill(before >= enough, 0)
+    return torch.zeros_like(ranked).scatter_(-1, ids, ranked)
 
 
 def _penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
