@@ -110,7 +110,7 @@ def test_one_piece_stands_for_those_like_it(chunk, at_once, monkeypatch):
     set_heads_at_once(monkeypatch, at_once)
     config = make_config(**MODERN | dict(chunk=chunk))
     found = [prefill_peak(replace(config, n_layer=n)) for n in (2, 4, 6)]
-    monkeypatch.setattr(generating._Prefill, "pieces_from", LongPass.pieces_from)
+    monkeypatch.setattr(generating._Prefill, "pieces_in_turn", LongPass.pieces_in_turn)
     assert found == [prefill_peak(replace(config, n_layer=n)) for n in (2, 4, 6)]
     two, four, six = (peak.fresh_bytes for peak in found)
     assert two < four < six and six - four == four - two
