@@ -41,8 +41,8 @@ class HeadGroup:
 class LayerCache:
     """Keys and values of one layer for N texts of up to ``room`` tokens each.
 
-    Memory is taken once, here: a step of generation takes none. Positions count from 0, the start
-    symbol's; keys are stored rotated for theirs, and never again.
+    Memory for them is taken once, here, and not by the steps of generation. Positions count from 0,
+    the start symbol's; keys are stored rotated for theirs, and never again.
 
     Args:
         layer: the patterns.

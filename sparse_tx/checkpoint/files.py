@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 
 def sync(path: Path) -> None:
@@ -24,7 +25,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: the disk is full, or the folder cannot be written to. The old file is untouched.
     """
     path = path.resolve()
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    # Not of the file's name, which may be as long as names can be.
+    temporary = path.with_name(f".tmp-{os.getpid()}-{uuid4().hex}")
     try:
         temporary.write_bytes(content)
         sync(temporary)

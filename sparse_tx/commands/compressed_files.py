@@ -76,10 +76,12 @@ def give_output(out: str, data: bytes) -> None:
 def load_model(args: Namespace) -> tuple[GPT, Tokenizer]:
     """Model and tokenizer of a checkpoint, set up to predict the same at every run."""
     path = find_checkpoint(args.checkpoint, args.which)
-    model, tokenizer, _ = load_checkpoint(path, device=choose_device(args.device))
-    if args.device == "cpu" and why_not_native(model) is not None:
+    # The engine that it was trained with need not run here, and does not matter.
+    model, tokenizer, _ = load_checkpoint(path, device=choose_device(args.device), engine="auto")
+    if args.device == "cpu" and (reason := why_not_native(model)) is not None:
         # Torch's sums may depend on the number of threads; those of the native step do not.
         torch.set_num_threads(1)
+        note(f"steps are torch's, on one thread: {reason}")
     return model, tokenizer
 
 

@@ -146,6 +146,10 @@ def _check(args) -> None:
             "--checkpoint names a model of sparse_tx and --hf a Hugging Face model; give one"
             f" ({given} given)"
         )
+    if args.split == "all" and args.shares is not None:
+        raise UserError(
+            f"--shares is {args.shares}, and --split all takes the whole text; leave --shares out"
+        )
     if args.hf is not None:
         for name, value, default in (
             ("engine", args.engine, None),

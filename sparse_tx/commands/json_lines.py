@@ -2,12 +2,13 @@
 
 import base64
 import codecs
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -50,10 +51,25 @@ class Job:
     sample: int
     """Its number among the samples of the prompt, from 0."""
     request: TextRequest
+    model: str = ""
+    """What tells the weights from others."""
 
     def head(self) -> dict[str, Any]:
-        """What every line begins with, and what tells one line from another."""
-        return {"id": self.id, "sample": self.sample, "seed": self.request.seed}
+        """What every line begins with, and what tells one line from another.
+
+        Of what a text depends on beside its seed, there is a digest.
+        """
+        request = self.request
+        made_of = {
+            "model": self.model,
+            "prompt": request.prompt.tolist(),
+            "length": request.length,
+            "settings": asdict(request.settings),
+            "stop": [stop.hex() for stop in request.stop],
+            "logprobs": request.logprobs,
+        }
+        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+        return {"id": self.id, "sample": self.sample, "seed": request.seed, "request": digest}
 
 
 def make_jobs(request: TextRequest, id: str | int, num_samples: int) -> list[Job]:
@@ -236,9 +252,9 @@ class Lines:
             is_cut = number == len(lines)
             if head is None or not (line.startswith(head) or (is_cut and head.startswith(line))):
                 raise UserError(
-                    f"line {number + 1} of the output '{path}' is not of these prompts, seeds and"
-                    " samples in this order; resume with those of the run that wrote it, or name"
-                    " another file with --out"
+                    f"line {number + 1} of the output '{path}' is not of these prompts, seeds,"
+                    " samples and settings in this order, or of another model; resume with those of"
+                    " the run that wrote it, or name another file with --out"
                 )
         self.written, self._size = len(lines), len(found) - len(cut)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint
+from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint, weights_sha256
 from sparse_tx.commands.json_lines import (
     Job,
     Lines,
@@ -155,6 +155,7 @@ def _sample(argv: list[str]) -> int:
         request.check_vocabulary(tokenizer.vocab_size)
     lines = None
     if as_lines:
+        jobs = [replace(job, model=weights_sha256(path)) for job in jobs]
         lines = Lines(outputs[0] if outputs else None, jobs, resume=args.resume)
     _note(f"{path}, {device}, seed {args.seed}")
     _note_length(requests, config.model.seq_len)
@@ -236,7 +237,7 @@ def _outputs(out: str | None, num_samples: int) -> list[Path]:
         return []
     path = Path(out)
     paths = [path]
-    if num_samples > 1:
+    if num_samples > 1 and path.name:
         paths = [path.with_name(f"{path.stem}-{n + 1}{path.suffix}") for n in range(num_samples)]
     for path in paths:
         check_output(path)

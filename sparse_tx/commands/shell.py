@@ -1,5 +1,6 @@
 """What all commands share: how flags are read, and how mistakes are reported."""
 
+import errno
 import logging
 import os
 import re
@@ -141,13 +142,21 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None) -> int
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
     try:
-        return main(sys.argv[1:] if argv is None else argv)
+        status = main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_MISTAKE
     except BrokenPipeError:
         silence_stdout()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # files say themselves what is wrong with them
+            raise
+        silence_stdout()  # what is still to be printed would fail again at the end
+        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return USER_MISTAKE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -108,7 +108,8 @@ def compress(
     """Compress ``data``, whatever bytes they are.
 
     Args:
-        model: in eval mode.
+        model: in eval mode. On a CPU where the native step cannot run, torch has to be given one
+            thread, now and in decompression: the sums of its own step may depend on the number.
         tokenizer: of the model.
         data: the bytes.
         on_progress: see ``Progress``.
@@ -123,9 +124,9 @@ def compress(
     import constriction  # a command that does not compress need not load it
 
     tokens = tokenizer.encode(data)
+    decoder = _decoder(model)
     encoder = constriction.stream.queue.RangeEncoder()
     family = constriction.stream.model.Categorical(perfect=False)
-    decoder = _decoder(model)
     symbols, predictions = np.zeros(1, dtype=np.int32), 0
     for done, (token, logits) in enumerate(zip(tokens, _along(decoder, tokens), strict=True), 1):
         symbols[0], probabilities = token, _probabilities(logits)
@@ -177,7 +178,10 @@ def decompress(
     logits = decoder.prefill([torch.empty(0, dtype=torch.long)])
     for done in range(1, compressed.tokens + 1):
         probabilities = _probabilities(logits[0])
-        token = int(coded.decode(family, probabilities)[0])
+        try:
+            token = int(coded.decode(family, probabilities)[0])
+        except AssertionError as error:  # what the library raises on code of other predictions
+            raise UserError(_OTHER_MACHINE) from error
         tokens[done - 1] = token
         if done <= _CHECKED:
             predictions = zlib.crc32(probabilities, predictions)

@@ -67,14 +67,16 @@ struct Step {
     int64_t n;
     const int64_t *texts, *positions;  // (n)
     const int64_t* rows;               // (n, n_tables)
-    const int64_t* wanted;             // tokens whose logits are wanted
-    int64_t n_wanted;
-    float* logits;  // (n_wanted, V)
-    float* work;    // n times what sparse_decode_work says
+    int64_t first_wanted;              // the first token whose logits are wanted
+    float* logits;                     // (n - first_wanted, V)
+    float* work;                       // n times what sparse_decode_work says
 };
 }
 
 namespace {
+
+// That run through the model at once.
+constexpr int64_t kMostTokens = 64;
 
 enum Rest : int64_t { kNothing, kColumns, kResidues, kEverything };
 enum Activation : int64_t { kGelu, kSquaredRelu, kSwiglu };
@@ -389,7 +391,7 @@ int64_t widest_hidden(const Decoder& d) {
 void run_blocks(const Decoder& d, const Step& s, float* x, float* normed, float* qkv, float* heads,
                 float* hidden, const float* turns) {
     // Where each text's tokens begin.
-    int64_t begins[65], n_texts = 0;
+    int64_t begins[kMostTokens + 1], n_texts = 0;
     for (int64_t t = 0; t < s.n; ++t)
         if (t == 0 || s.texts[t] != s.texts[t - 1]) begins[n_texts++] = t;
     begins[n_texts] = s.n;
@@ -421,8 +423,6 @@ void run_blocks(const Decoder& d, const Step& s, float* x, float* normed, float*
 
 extern "C" {
 
-constexpr int64_t kMostTokens = 64;
-
 int64_t sparse_decode_most_tokens() { return kMostTokens; }
 
 // Numbers of working memory for each token.
@@ -452,9 +452,9 @@ void sparse_decode(const Decoder* decoder, const Step* step) {
     }
     if (d.rope) list_turns(d, s, turns);
     run_blocks(d, s, x, normed, qkv, heads, hidden, turns);
-    for (int64_t n = 0; n < s.n_wanted; ++n)
-        normalise(d, d.final_norm, x + s.wanted[n] * d.C, 1, normed + n * d.C);
+    const int64_t wanted = s.n - s.first_wanted;
+    normalise(d, d.final_norm, x + s.first_wanted * d.C, wanted, normed);
     const Linear head = {d.head, nullptr, d.C, d.V};
-    project(d, head, normed, s.n_wanted, s.logits, false);
+    project(d, head, normed, wanted, s.logits, false);
 }
 }

@@ -89,8 +89,7 @@ class _Step(ctypes.Structure):
         ("texts", ctypes.c_void_p),
         ("positions", ctypes.c_void_p),
         ("rows", ctypes.c_void_p),
-        ("wanted", ctypes.c_void_p),
-        ("n_wanted", ctypes.c_int64),
+        ("first_wanted", ctypes.c_int64),
         ("logits", ctypes.c_void_p),
         ("work", ctypes.c_void_p),
     )
@@ -157,7 +156,7 @@ class NativeDecoder(IncrementalDecoder):
                 self.model, whole, self.cache, text
             )
         held = GrowingText(self.model.config)
-        return held, self._append_to_one(text, held, tokens)[-1]
+        return held, self._append_to_one(text, held, tokens, last_only=True)[-1]
 
     def decode_tokens(self, tokens):
         """As one by one, to the bit, but the kernel is given several at a time."""
@@ -174,19 +173,24 @@ class NativeDecoder(IncrementalDecoder):
             yield from self._append_to_one(0, text.held, piece)
             done += len(piece)
 
-    def _append_to_one(self, text: int, held: GrowingText, tokens: Sequence[int]) -> Tensor:
-        """Append several tokens to one text: logits ``(n, V)`` of the token after each."""
+    def _append_to_one(
+        self, text: int, held: GrowingText, tokens: Sequence[int], *, last_only: bool = False
+    ) -> Tensor:
+        """Append several tokens to one text: logits ``(n, V)`` of the token after each, or one."""
         steps = []
         for token in tokens:
             position = len(held.tokens)
             rows = held.append(token)
             steps.append(NextToken(text, position, held.recent(), rows))
-        return self.append(steps)
+        return self._append(steps, last_only)
 
     def append(self, tokens):
+        return self._append(tokens, last_only=False)
+
+    def _append(self, tokens: list[NextToken], last_only: bool) -> Tensor:
         pieces = [tokens[n : n + self._most] for n in range(0, len(tokens), self._most)]
-        found = [self._append_few(piece) for piece in pieces]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        found = [self._append_few(piece, last_only) for piece in pieces]
+        return found[-1] if last_only or len(found) == 1 else torch.cat(found)
 
     def copy(self, source, target):
         self.cache.copy_text(source, target)
@@ -195,16 +199,17 @@ class NativeDecoder(IncrementalDecoder):
         self.cache.keep(list(texts))
         self._describe()
 
-    def _append_few(self, tokens: list[NextToken]) -> Tensor:
+    def _append_few(self, tokens: list[NextToken], last_only: bool) -> Tensor:
         n, room = len(tokens), self.room
+        first = n - 1 if last_only else 0  # whose logits are wanted
         texts, positions = self._texts_and_positions
         for index, token in enumerate(tokens):
             if token.position >= room:  # outside the memory that the kernel writes to
                 raise IndexError(f"position {token.position} in a cache for {room}")
             texts[index], positions[index] = token.text, token.position
             self._rows[index] = [*token.recent, *token.rows, *self._places(token.position)]
-        logits = torch.empty(n, self.model.config.vocab_size)
-        self._step.n = self._step.n_wanted = n
+        logits = torch.empty(n - first, self.model.config.vocab_size)
+        self._step.n, self._step.first_wanted = n, first
         self._step.logits = logits.data_ptr()
         self._run(self._decoder_reference, self._step_reference)  # runs without the GIL
         return logits
@@ -260,7 +265,6 @@ class NativeDecoder(IncrementalDecoder):
             texts=self._texts_and_positions[0].ctypes.data,
             positions=self._texts_and_positions[1].ctypes.data,
             rows=self._rows.ctypes.data,
-            wanted=self._keep(np.arange(self._most)),
             work=self._keep(torch.empty(self._most * width)),
         )
         self._step_reference = ctypes.byref(self._step)

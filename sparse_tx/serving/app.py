@@ -145,6 +145,10 @@ class _Routes:
                 scores[number] = Scores([], [])
                 if prompt.tokens:
                     scores[number] = await self._scores(prompt.tokens, plan.logprobs, presence)
+        # Long prompts take a while to tell of; streams go on meanwhile.
+        return await asyncio.to_thread(self._begun, plan, scores)
+
+    def _begun(self, plan: Plan, scores: Sequence[Scores | None]) -> list[Choice]:
         return [
             Choice(
                 number,

@@ -6,9 +6,9 @@ and ``completions``.
 """
 
 import json
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from sparse_tx.errors import nearest
 from sparse_tx.serving.refused import Refused
@@ -17,6 +17,19 @@ from sparse_tx.serving.refused import Refused
 _LONGEST_SHOWN = 60
 # Of a whole number: no field takes more than 20 of them.
 _MOST_DIGITS = 100
+
+
+_Item = TypeVar("_Item")
+
+
+class _FirstMistake(FailFast):
+    """The first mistake in a list is enough: a list may have a million."""
+
+    def __hash__(self) -> int:  # which a part of a union has to have
+        return hash(self.fail_fast)
+
+
+_Many = Annotated[list[_Item], _FirstMistake()]
 
 
 class Body(BaseModel):
@@ -38,7 +51,7 @@ class CompletionBody(Body):
     """
 
     model: str | None = Field(None, description="the model's name, a string")
-    prompt: str | list[str] | list[int] | list[list[int]] | None = Field(
+    prompt: str | _Many[str] | _Many[int] | _Many[_Many[int]] | None = Field(
         None, description="a string, a list of token ids, or a list of strings or of such lists"
     )
     max_tokens: int | None = Field(None, description="a whole number")
@@ -51,7 +64,7 @@ class CompletionBody(Body):
     )
     logprobs: int | None = Field(None, description="a whole number")
     echo: bool | None = Field(None, description="true or false")
-    stop: str | list[str] | None = Field(None, description="a string, or a list of up to 4")
+    stop: str | _Many[str] | None = Field(None, description="a string, or a list of up to 4")
     seed: int | None = Field(None, description="a whole number")
     user: str | None = Field(None, description="a string")
 

@@ -78,6 +78,8 @@ def plan_completion(
     logprobs = body.logprobs
     if logprobs is not None:
         _within("logprobs", logprobs, 0, min(MOST_LOGPROBS, tokenizer.vocab_size))
+    if body.echo and logprobs is not None:
+        _check_echo(prompts, n, limits)
     stops = _stops(body.stop)
     seed = secrets.randbits(62) if body.seed is None else body.seed
     try:
@@ -197,6 +199,18 @@ def check_length(name: str, n_bytes: int, limits: Limits) -> None:
             f"{name} has {n_bytes:,} bytes; this server takes up to {limits.max_prompt_bytes:,}"
             " (max_prompt_bytes)",
             param=name,
+        )
+
+
+def _check_echo(prompts: Sequence[Prompt], n: int, limits: Limits) -> None:
+    """Refuse to tell the log-probabilities of more prompts than may be given."""
+    told = n * sum(len(prompt.data) for prompt in prompts)
+    if told > limits.max_prompt_bytes:
+        raise Refused(
+            400,
+            f"n is {n}, so that log-probabilities of {told:,} bytes of prompts would be told; this"
+            f" server tells up to {limits.max_prompt_bytes:,}: echo once, or without logprobs",
+            param="n",
         )
 
 

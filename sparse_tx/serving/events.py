@@ -25,7 +25,7 @@ async def read_body(request: Request, most: int) -> bytes:
         ClientLeft: its end never comes.
     """
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is not None and _host_of(origin) != request.headers.get("host"):
         raise Refused(403, f"pages of {shown(origin)} may not use this server; its own page may")
     too_long = Refused(413, f"the body has more than {most:,} bytes; send less at once")
     declared = request.headers.get("content-length", "")
@@ -40,6 +40,13 @@ async def read_body(request: Request, most: int) -> bytes:
     except ClientDisconnect:
         raise ClientLeft from None
     return bytes(body)
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # it is no address
+        return None
 
 
 class Presence:

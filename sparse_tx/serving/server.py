@@ -39,10 +39,10 @@ def listen(host: str, port: int) -> socket.socket:
         except OSError:
             sock.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of what can be no host's name
+        reason = getattr(error, "strerror", None) or "it is no host's name"
         raise UserError(
-            f"cannot listen at port {port} of '{host}': {error.strerror}; take another --port or"
-            " --host"
+            f"cannot listen at port {port} of '{host}': {reason}; take another --port or --host"
         ) from error
     return sock
 

@@ -273,6 +273,7 @@ def test_mistakes_get_a_sentence_before_anything_is_computed(flags, sentence, ca
         (["--hf=foreign"], "--hf brings no text; name one with --data"),
         (["--hf=foreign", "--engine=views"], "--engine goes with --checkpoint"),
         (["--hf=foreign", "--which=best"], "--which goes with --checkpoint"),
+        (["--checkpoint=run", "--split=all", "--shares=9,1,0"], "--split all takes the whole text"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, sentence, capsys):

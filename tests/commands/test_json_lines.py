@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
@@ -225,9 +226,14 @@ def test_a_run_goes_on_after_the_whole_lines(tmp_path, n_before, cut):
         (b"notes\n", 1),
         (b"notes", 1),
         (b"\n", 1),
-        (b'{"id": "b", "sample": 0, "seed": 3, "text": ""}\n', 1),
-        (b'{"id": "\\u00e9", "sample": 0, "seed": 4, "text": ""}\n', 1),
-        (b'{"id": "\\u00e9", "sample": 0, "seed": 3, "text": ""}\n{"id": "\\u00e9", "seed', 2),
+        (b'{"id": "b", "sample": 0, "seed": 3, "request": "HEX", "text": ""}\n', 1),
+        (b'{"id": "\\u00e9", "sample": 0, "seed": 4, "request": "HEX", "text": ""}\n', 1),
+        (b'{"id": "\\u00e9", "sample": 0, "seed": 3, "request": "0", "text": ""}\n', 1),
+        (
+            b'{"id": "\\u00e9", "sample": 0, "seed": 3, "request": "HEX", "text": ""}\n'
+            b'{"id": "\\u00e9", "seed',
+            2,
+        ),
         (b"WHOLE", 4),
         (b"WHOLE\n", 4),
     ],
@@ -235,10 +241,32 @@ def test_a_run_goes_on_after_the_whole_lines(tmp_path, n_before, cut):
 def test_no_other_file_is_written_to(tmp_path, content, number):
     path = tmp_path / "out.jsonl"
     content = content.replace(b"WHOLE", fill(tmp_path / "whole.jsonl", 3) + b'{"id"')
+    content = content.replace(b"HEX", JOBS[0].head()["request"].encode())
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"line {number} of the output '.*' is not of these"):
         Lines(path, JOBS, resume=True)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": [1, 2]},
+        {"length": 2},
+        {"settings": SamplingConfig(temperature=0.5)},
+        {"stop": (b"x",)},
+        {"logprobs": 0},
+    ],
+)
+def test_lines_of_other_requests_are_not_gone_on_after(tmp_path, change):
+    path = tmp_path / "out.jsonl"
+    fill(path, 2)
+    others = [replace(job, request=replace(job.request, **change)) for job in JOBS]
+    with pytest.raises(UserError, match=r"line 1 of the output '.*' is not of these prompts"):
+        Lines(path, others, resume=True)
+    with pytest.raises(UserError, match="or of another model"):
+        Lines(path, [replace(job, model="other") for job in JOBS], resume=True)
+    assert Lines(path, JOBS, resume=True).written == 2
 
 
 def test_a_file_that_holds_something_is_written_to_only_on_request(tmp_path):

@@ -277,6 +277,8 @@ def test_a_folder_as_output_is_a_mistake(trained, capsys, tmp_path):
     (tmp_path / "x-2").mkdir()
     flags = ["--num_samples", 2, "--out", tmp_path / "x"]
     assert "x-2' exists and is not" in refused(capsys, trained.folder, *flags)
+    flags = ["--num_samples", 2, "--out", "."]
+    assert "the output '.' exists and is not" in refused(capsys, trained.folder, *flags)
 
 
 def test_help_states_what_happens_past_the_context(capsys):

@@ -99,14 +99,15 @@ def test_the_best_checkpoint_and_another_host(run):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--checkpoint", "nowhere"], "the folder 'nowhere' does not exist; give a run"),
         (["--max_concurrent", "0"], "max_concurrent is 0; it must be 1 or more"),
         (["--max_waiting", "-1"], "max_waiting is -1; it must be 0 or more"),
         (["--max_prompt_bytes", "0"], "max_prompt_bytes is 0"),
         (["--max_tokens_limit", "few"], "--max_tokens_limit is 'few'; it must be a whole number"),
         (["--port", "70000"], "port is 70000; it must be from 0"),
         (["--host", "203.0.113.7"], "cannot listen at port 8000 of '203.0.113.7'"),
-        (["--engine", "magic"], "magic"),
+        (["--host", "a" * 64], "cannot listen at port 8000 of 'aaa"),
+        (["--engine", "magic"], "unknown attention engine 'magic'"),
         (["--prot", "1"], "unknown flag --prot: did you mean '--port'?"),
     ],
 )

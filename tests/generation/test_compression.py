@@ -70,6 +70,23 @@ def test_without_the_native_step_files_come_back_too(model, monkeypatch):
     assert decompress(model, TOKENIZER, Compressed.from_bytes(file)) == TEXTS["text"]
 
 
+def test_code_that_the_coder_refuses_is_of_other_predictions(model, monkeypatch):
+    """The library raises its own error where predictions part late in a file."""
+    import constriction
+
+    class Refusing:
+        def __init__(self, words):
+            pass
+
+        def decode(self, *_):
+            raise AssertionError("Tried to decode from compressed data that is invalid")
+
+    file = Compressed.from_bytes(compress(model, TOKENIZER, b"text"))
+    monkeypatch.setattr(constriction.stream.queue, "RangeDecoder", Refusing)
+    with pytest.raises(UserError, match="this machine does not predict what"):
+        decompress(model, TOKENIZER, file)
+
+
 def test_progress_is_told(model):
     told = []
     file = compress(model, TOKENIZER, bytes(600), on_progress=lambda *numbers: told.append(numbers))

@@ -93,6 +93,20 @@ def test_every_pattern_in_double_precision(head):
     check(CachedDecoder, make_model(pattern=head, dtype=torch.float64, **MODERN), draw_text(63), 17)
 
 
+@pytest.mark.parametrize("pattern", ["local:5,strided:5", "fixed:8:2", "dense"])
+def test_half_precision_rounds_no_worse_than_the_whole_text_does(pattern):
+    model = make_model(pattern=pattern, **MODERN)
+    text, prompt = draw_text(63), 17
+    exact = logits_of_whole(model, text)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert isinstance(make_decoder(model), CachedDecoder)
+        whole = logits_of_whole(model, text).float()
+        found = logits_by_steps(CachedDecoder(model), text, prompt).float()
+    rounding = (whole - exact).abs().max()
+    assert 0 < rounding < exact.abs().max() / 10
+    assert (found - exact[prompt:]).abs().max() < 2 * rounding
+
+
 @pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize("settings", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("pattern", ["local:5/strided:7,fixed:8:2", "summary:9:3,block:8+local:3"])

@@ -85,11 +85,23 @@ def test_a_long_body_is_not_read_to_its_end(small):
 
 
 def test_pages_of_other_sites_are_refused(small):
-    for origin, status in (("http://evil.example", 403), ("null", 403), (small.address, 200)):
+    others = ("http://evil.example", "null", "http://[")
+    for origin, status in (*((other, 403) for other in others), (small.address, 200)):
         found, _, body = send(
             small, "POST", "/v1/completions", b'{"max_tokens": 1}', {"Origin": origin}
         )
         assert found == status and (status == 200 or b"may not use this server" in body)
+
+
+def test_prompts_are_told_of_no_more_often_than_they_may_be_given(model):
+    with served(model, max_prompt_bytes=100) as server:
+        body = {"prompt": "x" * 40, "echo": True, "max_tokens": 0, "n": 2, "logprobs": 1}
+        assert send(server, "POST", "/v1/completions", json.dumps(body).encode())[0] == 200
+        for changed, status in (({"n": 3}, 400), ({"n": 3, "logprobs": None}, 200)):
+            found, _, told = send(
+                server, "POST", "/v1/completions", json.dumps(body | changed).encode()
+            )
+            assert found == status and (status == 200 or b"of 120 bytes of prompts" in told)
 
 
 def test_a_client_that_leaves_before_its_body_is_whole(small):

@@ -1,8 +1,9 @@
 """Prove that nothing from the future leaks into a model, and that all it may read can reach it.
 
 Three rounds, each on the model at hand: ``heads`` looks at attention alone, every head by every
-engine; ``whole_model`` at all layers together, from a token to the logits; ``decoding`` at the ways
-of getting the same logits token by token. What a pattern allows is asked of ``Pattern.allows``, and
+engine; ``flips`` and ``gradients`` at all layers together, from a token to the logits, and
+``lookups`` at what is looked up beside them; ``decoding`` at the ways of getting the same logits
+token by token. What a pattern allows is asked of ``Pattern.allows``, and
 what a stack of layers connects of ``patterns.reachability``.
 """
 
