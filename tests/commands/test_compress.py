@@ -61,7 +61,7 @@ def test_from_stdin_to_stdout(run, file, monkeypatch):
     passed = DATA
     for command in (compress, decompress):
         stdout = io.BytesIO()
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(flush=lambda: None, buffer=io.BytesIO(passed)))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(passed)))
         monkeypatch.setattr(sys, "stdout", SimpleNamespace(flush=lambda: None, buffer=stdout))
         assert call(command, run, "-", "--out", "-") == 0
         passed = stdout.getvalue()
