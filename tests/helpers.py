@@ -95,3 +95,12 @@ def set_notations(draw) -> str:
 def head_notations(most: int = 3) -> st.SearchStrategy[str]:
     """Notations of one head: unions of up to ``most`` sets."""
     return st.lists(set_notations(), min_size=1, max_size=most).map("+".join)
+
+
+def cut_before_first_stop(data, stops):
+    """What is left of ``data``, and whether a stop string ended it: by looking at every prefix."""
+    for end in range(len(data) + 1):
+        found = [stop for stop in stops if data[:end].endswith(stop)]
+        if found:
+            return data[: end - max(map(len, found))], True
+    return data, False

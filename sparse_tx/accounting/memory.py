@@ -90,7 +90,8 @@ def cache_bytes(
     The figures differ by the pattern: a strided head stores everything and reads one key in
     ``stride``; a local head reads one key more than it must store for the next step. Memory is
     taken once, for what any step may need: rows of residues of one length, a whole block, and twice
-    what a ring and a region behind it both want.
+    what a ring and a region behind it both want, such as the own block's summary columns, which
+    ``stored`` counts once.
 
     Args:
         config: the model.

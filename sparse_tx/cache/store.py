@@ -67,7 +67,6 @@ class LayerCache:
         dtype: torch.dtype,
         device: torch.device,
     ):
-        self.n_head, self.room = n_head, room
         self.groups: list[HeadGroup] = []
         options = {"dtype": dtype, "device": device}
         numbered = enumerate(layer.heads(n_head))

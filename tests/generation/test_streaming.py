@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_tx.generation import StopStream, Utf8Stream
+from tests.helpers import cut_before_first_stop
 
 TEXT = "añ€🜂é, bytes: ".encode() + b"\xff\xc3(\xe2\x82\xf0\x9f" + "ß".encode() + b"\xf0\x9f\x9c"
 
@@ -35,15 +36,6 @@ def test_an_incomplete_end_is_one_replacement_and_is_not_carried_over():
     stream.feed("€".encode()[:2])
     assert stream.finish() == "�"
     assert stream.feed(b"a") + stream.finish() == "a"
-
-
-def cut_before_first_stop(data, stops):
-    """What is left of ``data``, and whether a stop string ended it: by looking at every prefix."""
-    for end in range(len(data) + 1):
-        found = [stop for stop in stops if data[:end].endswith(stop)]
-        if found:
-            return data[: end - max(map(len, found))], True
-    return data, False
 
 
 few_bytes = st.text("ab\0", max_size=14).map(str.encode)

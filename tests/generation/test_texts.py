@@ -15,6 +15,7 @@ from sparse_tx.data import CharTokenizer
 from sparse_tx.data.tokenizers import Tokenizer
 from sparse_tx.errors import UserError
 from sparse_tx.generation import TextRequest, first_kept, generate, generate_texts
+from tests.helpers import cut_before_first_stop
 
 LETTERS = CharTokenizer("abcdefghij€")  # eleven tokens, the last of three bytes
 GREEDY = SamplingConfig(temperature=0)
@@ -44,15 +45,6 @@ def collect(model, tokenizer, requests):
         if piece.finish_reason is not None:
             reasons.append(piece.finish_reason)
     return [(bytes(made[n][0]), *made[n][1:]) for n in range(len(requests))]
-
-
-def cut_before_first_stop(data, stops):
-    """What is left of ``data``, and whether a stop string ended it."""
-    for end in range(len(data) + 1):
-        found = [stop for stop in stops if data[:end].endswith(stop)]
-        if found:
-            return data[: end - max(map(len, found))], True
-    return data, False
 
 
 REQUESTS = [
