@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -141,7 +142,9 @@ def test_a_line_has_text_tokens_and_why_it_ends():
         TextPiece(data=b"", tokens=(), finish_reason=None),
         TextPiece(data=b"\xb1b", tokens=(TextToken(177), TextToken(98)), finish_reason="stop"),
     ]
-    assert make_line(job(), pieces, ByteTokenizer()) == {
+    line = make_line(job(), pieces, ByteTokenizer())
+    assert re.fullmatch("[0-9a-f]{16}", line.pop("request"))
+    assert line == {
         "id": "a",
         "sample": 2,
         "seed": 5,

@@ -131,6 +131,7 @@ def test_text_streams_token_by_token_and_never_half_a_character(chars, monkeypat
 
     monkeypatch.setattr(sys, "stdout", Terminal())
     assert sample(chars, "--prompt", "é", "--length", 9) == 0
+    assert events.pop() == "flush"  # by which every command ends
     assert events[1::2] == ["flush"] * 11
     prompt, *made, end = events[::2]
     assert (prompt, end) == ("é", "\n")

@@ -12,6 +12,9 @@ function report(message) {
 window.addEventListener("error", (event) => report(event.message));
 window.addEventListener("unhandledrejection", (event) => report(event.reason));
 
+// Between two paintings of a text that is being written.
+const SHORTEST_PACE_MS = 30;
+
 const byId = (id) => document.getElementById(id);
 
 /** Asks the server; what it refuses is thrown as an error with its sentence. */
@@ -93,6 +96,34 @@ function offerWriting(model, surprise) {
   const buttons = { go: byId("go"), stop: byId("stop") };
   let running = null;
 
+  /** Appends what it is given to the page, now and then: every token by itself would be laid out
+      with all of the text before it, and a fast model would leave no time for anything else. */
+  function typewriter(made) {
+    let waiting = "";
+    let timer = 0;
+    let pace = SHORTEST_PACE_MS;
+    function paint() {
+      clearTimeout(timer);
+      timer = 0;
+      if (!waiting) {
+        return;
+      }
+      const began = performance.now();
+      const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 20;
+      made.appendData(waiting);
+      waiting = "";
+      if (atEnd) {
+        text.scrollTop = text.scrollHeight;
+      }
+      pace = Math.max(SHORTEST_PACE_MS, 4 * (performance.now() - began));
+    }
+    function write(more) {
+      waiting += more;
+      timer ||= setTimeout(paint, pace);
+    }
+    return { paint, write };
+  }
+
   function show(prompt) {
     const given = document.createElement("span");
     given.className = "given";
@@ -109,35 +140,38 @@ function offerWriting(model, surprise) {
     buttons.stop.disabled = false;
     complain("write-error", null);
     const began = performance.now();
-    let made = null;
+    let writer = null;
     let ending = "stopped";
     let usage = null;
     try {
       const body = request(form, model);
       status.textContent = "waiting for the first token";
       const answer = await ask("/v1/completions", body, running.signal);
-      made = show(body.prompt);
+      writer = typewriter(show(body.prompt));
       text.setAttribute("aria-busy", "true");
       status.textContent = "writing";
+      let looked = performance.now();
       for await (const chunk of chunksOf(answer)) {
         usage = chunk.usage ?? usage;
         for (const choice of chunk.choices) {
-          const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 20;
-          made.appendData(choice.text);
-          if (atEnd) {
-            text.scrollTop = text.scrollHeight;
-          }
+          writer.write(choice.text);
           if (choice.finish_reason) {
             ending = choice.finish_reason === "stop" ? "ended at the stop string" : "done";
           }
+        }
+        // Chunks that are here already come without a break in which a click could be heard.
+        if (performance.now() - looked > SHORTEST_PACE_MS) {
+          await new Promise((go) => setTimeout(go));
+          looked = performance.now();
         }
       }
     } catch (error) {
       if (error.name !== "AbortError") {
         complain("write-error", error);
-        ending = made ? "broken off" : "";
+        ending = writer ? "broken off" : "";
       }
     }
+    writer?.paint();
     const seconds = (performance.now() - began) / 1000;
     status.textContent = usage
       ? `${ending}: ${usage.completion_tokens.toLocaleString("en")} tokens, ` +
