@@ -134,8 +134,8 @@ def called_as(script: str, command: str) -> str:
 def run_command(main: Callable[[list[str]], int], argv: list[str] | None) -> int:
     """Run a command's body and return its exit status.
 
-    A ``UserError`` becomes one line on stderr and status 2, Ctrl-C status 130; any other exception
-    is a defect and keeps its traceback.
+    A ``UserError`` becomes one line on stderr and status 2, and so does a full disk; Ctrl-C status
+    130. Any other exception is a defect and keeps its traceback.
     """
     log = logging.getLogger("sparse_tx")
     if not log.handlers:
@@ -152,10 +152,11 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None) -> int
         silence_stdout()
         return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:  # files say themselves what is wrong with them
+        if error.errno != errno.ENOSPC:
             raise
-        silence_stdout()  # what is still to be printed would fail again at the end
-        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        silence_stdout()  # what is still to be printed might fail again at the end
+        what = f"'{error.filename}'" if error.filename else "the output"
+        print(f"error: {what} cannot be written: {error.strerror}; free some", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -124,9 +124,9 @@ def compress(
     import constriction  # a command that does not compress need not load it
 
     tokens = tokenizer.encode(data)
-    decoder = _decoder(model)
     encoder = constriction.stream.queue.RangeEncoder()
     family = constriction.stream.model.Categorical(perfect=False)
+    decoder = _decoder(model)
     symbols, predictions = np.zeros(1, dtype=np.int32), 0
     for done, (token, logits) in enumerate(zip(tokens, _along(decoder, tokens), strict=True), 1):
         symbols[0], probabilities = token, _probabilities(logits)

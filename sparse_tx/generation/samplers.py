@@ -64,7 +64,7 @@ def next_token_probabilities(
     # Relative to the most probable token's weight, 1. Subtracted before it is divided: a tiny
     # temperature then gives minus infinity at worst, and no NaN.
     weights = ((logits - logits.amax(-1, keepdim=True)) / settings.temperature).exp()
-    if settings.top_k is not None or settings.top_p is not None:
+    if settings.top_k is not None or settings.top_p not in (None, 1):
         weights = _most_probable_only(weights, logits, settings.top_k, settings.top_p)
     if settings.min_p is not None:
         weights = weights.masked_fill(weights < settings.min_p * (1 - _ROUNDING), 0)
@@ -80,7 +80,7 @@ def _most_probable_only(
     ranked = weights.gather(-1, ids)
     if top_k is not None:
         ranked[:, top_k:] = 0
-    if top_p is not None and top_p < 1:
+    if top_p not in (None, 1):
         running = ranked.cumsum(-1)
         before = running.roll(1, -1)
         before[:, 0] = 0

@@ -38,7 +38,7 @@ def squared_relu_feed_forward(x: Tensor, expand: Tensor, contract: Tensor) -> Te
         gradient_goes_here, positive = _Hidden.apply(*inputs)
         return _Output.apply(gradient_goes_here, positive, contract.detach())
     rows = x.reshape(-1, x.shape[-1])
-    out, hidden = torch.empty_like(rows), _buffer(rows, expand)
+    out, hidden = torch.empty_like(rows), _buffer(rows, len(expand))
     for here in _chunks(rows):
         some = hidden[: len(rows[here])]
         torch.mm(rows[here], expand.T, out=some).relu_()
@@ -74,8 +74,8 @@ class _Hidden(torch.autograd.Function):
         d_x = torch.empty_like(rows) if wants_x else None
         d_expand = torch.zeros_like(expand) if wants_expand else None
         d_contract = torch.zeros_like(contract) if wants_contract else None
-        squares = _buffer(rows, expand) if wants_contract else None
-        halves = _buffer(rows, expand) if wants_x or wants_expand else None
+        squares = _buffer(rows, len(expand)) if wants_contract else None
+        halves = _buffer(rows, len(expand)) if wants_x or wants_expand else None
         for here in _chunks(rows):
             kept, d_some = positive[here], d_rows[here]
             if wants_contract:
@@ -96,7 +96,7 @@ class _Output(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gradient_goes_here, positive, contract):
         out = positive.new_empty(len(positive), len(contract))
-        squares = positive.new_empty(min(FEED_FORWARD_TOKENS, len(positive)), positive.shape[1])
+        squares = _buffer(positive, positive.shape[1])
         for here in _chunks(positive):
             kept = positive[here]
             square = torch.mul(kept, kept, out=squares[: len(kept)])
@@ -108,9 +108,9 @@ class _Output(torch.autograd.Function):
         return d_out, None, None
 
 
-def _buffer(rows: Tensor, expand: Tensor) -> Tensor:
-    """Room for the hidden layer of a chunk."""
-    return rows.new_empty(min(FEED_FORWARD_TOKENS, len(rows)), len(expand))
+def _buffer(rows: Tensor, width: int) -> Tensor:
+    """Room for the hidden layer, of ``width``, of a chunk of ``rows``."""
+    return rows.new_empty(min(FEED_FORWARD_TOKENS, len(rows)), width)
 
 
 def _chunks(rows: Tensor) -> Iterator[slice]:

@@ -268,6 +268,12 @@ def test_a_run_directory_that_is_a_file_is_a_mistake_of_the_user(run, save):
         save(1)
 
 
+def test_write_atomically_takes_the_longest_name_that_there_is(tmp_path):
+    path = tmp_path / ("x" * 255)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
 def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"old")

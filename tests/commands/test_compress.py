@@ -50,6 +50,13 @@ def test_the_name_comes_back(run, file):
     assert file.read_bytes() == DATA
 
 
+def test_the_engine_of_the_training_run_need_not_be_here(run, file, tmp_path):
+    make_run(tmp_path / "run", ByteTokenizer(), engine="triton")
+    assert call(compress, tmp_path / "run", file) == 0
+    assert call(decompress, run, f"{file}.stx", "--out", file.with_name("again")) == 0
+    assert file.with_name("again").read_bytes() == DATA
+
+
 def test_nothing_in_nothing_out(run, tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert call(compress, run, tmp_path / "empty", "--out", tmp_path / "packed") == 0

@@ -21,7 +21,7 @@ from sparse_tx.model import GPT
 SEQ_LEN = 16
 
 
-def make_run(folder, tokenizer):
+def make_run(folder, tokenizer, **settings):
     config = RunConfig(
         model=ModelConfig(
             vocab_size=tokenizer.vocab_size,
@@ -30,6 +30,7 @@ def make_run(folder, tokenizer):
             n_head=2,
             n_embd=8,
             pattern="local:4,strided:4",
+            **settings,
         ),
         data=DataConfig(tokenizer=tokenizer.kind),
         training=TrainingConfig(max_steps=5),

@@ -14,4 +14,6 @@ def test_a_full_disk_behind_stdout_gets_one_sentence():
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
+    assert (
+        done.stderr == "error: the output cannot be written: No space left on device; free some\n"
+    )

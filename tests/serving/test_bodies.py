@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("pydantic")
 
+from pydantic import ValidationError
+
 from sparse_tx.data import ByteTokenizer, CharTokenizer
 from sparse_tx.serving.bodies import CompletionBody, SurpriseBody, parse_body
 from sparse_tx.serving.completions import plan_completion
@@ -112,6 +114,13 @@ def test_mistakes(data, param, sentence):
     message = str(caught.value)
     assert sentence in message and "\n" not in message and len(message) < 500
     assert (caught.value.param, caught.value.status // 100) == (param, 4)
+
+
+@pytest.mark.parametrize("prompt", [[1.5] * 999, [[1.5] * 999] * 99, ["a"] + [None] * 999])
+def test_a_long_list_of_mistakes_is_one_mistake(prompt):
+    with pytest.raises(ValidationError) as caught:
+        CompletionBody.model_validate({"prompt": prompt})
+    assert caught.value.error_count() <= 5  # one for each kind that it might have been
 
 
 def test_long_values_are_cut_short():
