@@ -17,7 +17,7 @@ import yaml
 from decode import config_of
 from provenance import write_result
 
-from sparse_tx.config import ModelConfig, preset_text
+from sparse_tx.config import RunConfig, preset_text
 from sparse_tx.generation import NativeDecoder
 from sparse_tx.model import GPT
 
@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out")
     args = parser.parse_args()
-    preset = yaml.safe_load(preset_text("cpu"))["model"]
-    configs = {"preset cpu": ModelConfig(**preset), "65,536 tokens": config_of(65_536, 12, False)}
+    preset = RunConfig.from_flat(yaml.safe_load(preset_text("cpu")))
+    configs = {"preset cpu": preset.model, "65,536 tokens": config_of(65_536, 12, False)}
     result = {name: seconds_of_steps(GPT(c).eval(), args.rounds) for name, c in configs.items()}
     for name, seconds in result.items():
         one = median(seconds[1])
