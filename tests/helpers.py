@@ -104,3 +104,84 @@ def cut_before_first_stop(data, stops):
         if found:
             return data[: end - max(map(len, found))], True
     return data, False
+
+
+# The sets of maps, and those of texts without the triangle; widths and edges that share no factor.
+MAP_HEADS = (
+    "dense",
+    "rows:5",
+    "columns:5",
+    "crisscross:5",
+    "tiles:5:2",
+    "tiles:7:3",
+    "tiles:7:7",
+    "lattice:5:2",
+    "lattice:7:3",
+    "local:1",
+    "local:4",
+    "local:1000",
+    "strided:3",
+    "block:11",
+    "summary:8:3@1",
+    "summary:1000:1",
+    "fixed:8:2",
+    "rows:7+tiles:7:3",
+    "tiles:7:3+lattice:7:3",
+    "local:3+columns:5",
+    "lattice:5:2+summary:8:2+local:2",
+)
+
+
+def two_sided_set(notation: str, T: int, head: int = 0) -> set[tuple[int, int]]:
+    """The (query, key) pairs of one head's notation without the triangle."""
+    every = [(i, j) for i in range(T) for j in range(T)]
+    return {
+        pair
+        for piece in notation.split("+")
+        for pair in every
+        if _related(*pair, *_word_and_sizes(piece, head))
+    }
+
+
+def _word_and_sizes(piece: str, head: int) -> tuple[str, list[int], set[int]]:
+    """A set's word, its sizes and, of a summary, its columns."""
+    body, _, pin = piece.partition("@")
+    word, *sizes = body.split(":")
+    n = [int(size) for size in sizes]
+    if word in ("summary", "fixed"):
+        return word, n, _summary_columns(*n, subblock=int(pin) if pin else head)
+    return word, n, set()
+
+
+def _related(i: int, j: int, word: str, n: list[int], columns: set[int]) -> bool:
+    (row, column), (other_row, other_column) = (divmod(p, n[0] if n else 1) for p in (i, j))
+    match word:
+        case "dense":
+            return True
+        case "local":
+            return abs(i - j) < n[0]
+        case "strided":
+            return abs(i - j) % n[0] == 0
+        case "block" | "rows":
+            return row == other_row
+        case "columns":
+            return column == other_column
+        case "crisscross":
+            return row == other_row or column == other_column
+        case "tiles":
+            return row // n[1] == other_row // n[1] and column // n[1] == other_column // n[1]
+        case "lattice":
+            return (row - other_row) % n[1] == 0 and (column - other_column) % n[1] == 0
+        case "summary":
+            return j % n[0] in columns
+        case "fixed":
+            return row == other_row or j % n[0] in columns
+    raise ValueError(word)
+
+
+def two_sided_mask(notation: str, T: int, head: int = 0) -> np.ndarray:
+    """``two_sided_set`` as a ``(T, T)`` bool array, queries as rows."""
+    mask = np.zeros((T, T), dtype=bool)
+    for query, key in two_sided_set(notation, T, head):
+        mask[query, key] = True
+    return mask

@@ -2,7 +2,7 @@
 
 An engine is a module or package with two functions. ``attend(q, k, v, heads, scale)`` computes.
 ``why_not(device, dtype, D, D_v, heads)`` says why it cannot on such inputs, or None; everything
-that decides it is known when a model is built.
+that decides it is known when a model is built. Those of ``_BOTH_WAYS`` also take ``causal=False``.
 """
 
 from functools import cache
@@ -32,6 +32,8 @@ _MERITS = {
 }
 # Engines whose kernels a compiler makes for the GPU at hand: ``auto`` has them prove themselves.
 _SELF_CHECKED = ("triton", "flex")
+# Engines that compute without the triangle; where it is dropped, ``auto`` is the first.
+_BOTH_WAYS = ("views", "reference")
 LARGEST_SCALE = torch.finfo(torch.float32).max / 2
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -57,6 +59,7 @@ def resolve_engine(
     D: int,
     D_v: int,
     heads: tuple[Pattern, ...],
+    causal: bool = True,
 ) -> tuple[str, str]:
     """Choose the engine for such inputs: its name, and the reason in words.
 
@@ -71,11 +74,14 @@ def resolve_engine(
         D: head dimension of queries and keys.
         D_v: head dimension of values.
         heads: the pattern of every head.
+        causal: whether queries read up to themselves only.
 
     Raises:
         UserError: no engine has this name, or the named one cannot run on such inputs.
     """
     check_engine_name(engine)
+    if not causal:
+        return _resolve_both_ways(engine)
     inputs = (device, dtype, D, D_v, heads)
     if engine != "auto":
         reason = ENGINES[engine].why_not(*inputs)
@@ -97,6 +103,18 @@ def resolve_engine(
     return last, "; ".join(reasons)
 
 
+def _resolve_both_ways(engine: str) -> tuple[str, str]:
+    """Choose the engine where there is no triangle."""
+    if engine == "auto":
+        return _BOTH_WAYS[0], "the fastest that computes without the triangle"
+    if engine not in _BOTH_WAYS:
+        raise UserError(
+            f"the attention engine '{engine}' is causal only; without the triangle choose"
+            f" {' or '.join(map(repr, _BOTH_WAYS))}, or leave engine='auto'"
+        )
+    return engine, "asked for"
+
+
 @cache
 def _failed_self_check(
     name: str, device: torch.device, dtype: torch.dtype, D: int, D_v: int
@@ -115,8 +133,9 @@ def sparse_attention(
     *,
     engine: str = "auto",
     scale: float | None = None,
+    causal: bool = True,
 ) -> Tensor:
-    """Attend causally along a sparse pattern; differentiable in q, k and v.
+    """Attend along a sparse pattern; differentiable in q, k and v.
 
     Args:
         q: queries ``(B, H, T, D)`` with any strides; float16, bfloat16, float32 or float64.
@@ -131,24 +150,38 @@ def sparse_attention(
             ``cpu`` on a CPU and ``triton``, then ``flex``, on a GPU, as far as they can run and
             their kernels pass a self-check there, else ``views``; see ``resolve_engine``.
         scale: factor of the scores, a finite number; ``1 / sqrt(D)`` when not given.
+        causal: whether no query reads a later key. Without the triangle, a pattern relates
+            positions in both directions, as those of a map: by ``views`` or ``reference``.
 
     Returns:
         ``(B, H, T, D_v)``. A query that may read no key at all gets zeros.
 
     Raises:
         UserError: shapes or devices that do not match; empty tensors; heads that the pattern
-            cannot share out; a pattern of several layers; a scale that is not finite; an engine
-            that is unknown or cannot run on such inputs. It is a ``ValueError``.
+            cannot share out; a pattern of several layers, or of maps only where ``causal``; a
+            scale that is not finite; an engine that is unknown or cannot run on such inputs. It is
+            a ``ValueError``.
         UserTypeError: arguments of the wrong type; tensors that are not dense, of one type and
             floating-point. It is a ``TypeError`` too.
     """
     _check(q, k, v)
     scale = _scale(scale, q.shape[3])
-    heads = _layer(pattern).heads(q.shape[1])
+    layer = _layer(pattern)
+    if causal:
+        layer.check_causal()
+    heads = layer.heads(q.shape[1])
     name, _ = resolve_engine(
-        engine, device=q.device, dtype=q.dtype, D=q.shape[3], D_v=v.shape[3], heads=heads
+        engine,
+        device=q.device,
+        dtype=q.dtype,
+        D=q.shape[3],
+        D_v=v.shape[3],
+        heads=heads,
+        causal=causal,
     )
-    return ENGINES[name].attend(q, k, v, heads, scale)
+    if causal:
+        return ENGINES[name].attend(q, k, v, heads, scale)
+    return ENGINES[name].attend(q, k, v, heads, scale, causal=False)
 
 
 def workspace_bytes(

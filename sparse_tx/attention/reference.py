@@ -17,13 +17,22 @@ def why_not(
     """Say why this engine cannot run on such inputs: it always can."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: tuple[Pattern, ...],
+    scale: float,
+    causal: bool = True,
+) -> Tensor:
     """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
 
     A query that may read no key at all gets zeros, and gives no gradient.
     """
     T = q.shape[-2]
-    mask = torch.stack([dense_mask(pattern, T, device=q.device) for pattern in heads])
+    mask = torch.stack(
+        [dense_mask(pattern, T, device=q.device, causal=causal) for pattern in heads]
+    )
     scores = (q @ k.transpose(-1, -2)) * scale  # (B, H, T, T)
     # The largest finite negative number, not -inf: a row without keys must not become NaN.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

@@ -3,16 +3,25 @@
 import json
 import sys
 from dataclasses import dataclass, fields
-from math import lcm
+from math import lcm, prod
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sparse_tx.commands.pattern_map import map_query, map_size
 from sparse_tx.commands.shell import CommandParser, run_command
 from sparse_tx.commands.tables import table_lines
 from sparse_tx.errors import UserError
-from sparse_tx.masks import TileCounts, save_png, text_picture, tile_layout
+from sparse_tx.masks import (
+    TileCounts,
+    check_map,
+    save_map_png,
+    save_png,
+    text_map,
+    text_picture,
+    tile_layout,
+)
 from sparse_tx.masks.cells import counted, numbered
 from sparse_tx.patterns import Dense, Layer, Pattern, Stack, parse_pattern, reachability
 
@@ -48,6 +57,10 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("notation", type=str, help="such as 'local:128*3,strided:128'")
     parser.add_argument("--seq_len", type=int, help="tokens (show: as many as make a picture)")
+    parser.add_argument(
+        "--map", type=str, help="HxW positions, such as 28x28: without the triangle"
+    )
+    parser.add_argument("--query", type=str, help="row,column that a picture of a map looks at")
     parser.add_argument("--n_head", type=int, help="heads a layer (default: as few as fit)")
     parser.add_argument("--n_layer", type=int, help="depth (default: one round of the notation)")
     parser.add_argument("--layer", type=int, help="this layer only, counted from 0")
@@ -67,12 +80,26 @@ class Selection:
         layers: the distinct layers over the whole depth, each with the numbers that it has there.
         n_head: heads per layer.
         seq_len: how many positions, in tokens.
+        map: rows and columns, where the positions are those of a map and there is no triangle.
+        query: the position that a picture of a map looks at.
     """
 
     stack: Stack
     layers: dict[Layer, list[int]]
     n_head: int
     seq_len: int
+    map: tuple[int, int] | None = None
+    query: int = 0
+
+    @property
+    def causal(self) -> bool:
+        """Whether queries read up to themselves only."""
+        return self.map is None
+
+    @property
+    def dense_pairs(self) -> int:
+        """What one head without a pattern would read."""
+        return Dense().count_pairs(self.seq_len, self.causal)
 
     @property
     def n_layer(self) -> int:
@@ -80,9 +107,12 @@ class Selection:
         return sum(map(len, self.layers.values()))
 
     def __str__(self) -> str:
+        size = counted(self.seq_len, "position")
+        if self.map:
+            size = f"a map of {self.map[0]:,} x {self.map[1]:,}"
         return ", ".join(
             [
-                f"{self.stack}: {counted(self.seq_len, 'position')}",
+                f"{self.stack}: {size}",
                 counted(self.n_head, "head"),
                 counted(self.n_layer, "layer"),
             ]
@@ -101,8 +131,13 @@ def _main(argv: list[str]) -> int:
             status, text = _check(selection, args.json)
     print(text)
     if args.png:
-        depth = {"n_head": selection.n_head, "n_layer": selection.n_layer}
-        save_png(selection.stack, args.png, T=selection.seq_len, **depth)
+        if selection.map:
+            save_map_png(
+                selection.stack, selection.layers, args.png, *selection.map, **_seen(selection)
+            )
+        else:
+            depth = {"n_head": selection.n_head, "n_layer": selection.n_layer}
+            save_png(selection.stack, args.png, T=selection.seq_len, **depth)
         print(f"picture: {args.png}", file=sys.stderr)
     return status
 
@@ -121,7 +156,14 @@ def _selection(args) -> Selection:
         raise UserError("a picture has no JSON form; --json goes with count and check")
     if args.head is not None and args.n_head is None:
         raise UserError(f"--head {args.head} of how many? Add --n_head, for example --n_head 8")
-    if args.seq_len is None and args.action != "show":
+    size = map_size(args.map, {"seq_len": args.seq_len, "tile_size": args.tile_size})
+    query = map_query(args.query, size)
+    if size:
+        check_map(stack, *size)
+    else:
+        for layer in stack.layers:
+            layer.check_causal()
+    if args.seq_len is None and size is None and args.action != "show":
         raise UserError(f"'{args.action}' needs a length: add, for example, --seq_len 12288")
     n_head = args.n_head or lcm(*(len(layer.groups) for layer in stack.layers))
     n_layer = args.n_layer or max(len(stack.layers), (args.layer or 0) + 1)
@@ -141,7 +183,8 @@ def _selection(args) -> Selection:
     layers: dict[Layer, list[int]] = {}
     for number in numbers:
         layers.setdefault(stack.layer(number), []).append(number)
-    return Selection(stack, layers, n_head, args.seq_len or _length_that_shows(stack))
+    seq_len = prod(size) if size else args.seq_len or _length_that_shows(stack)
+    return Selection(stack, layers, n_head, seq_len, size, query)
 
 
 def _length_that_shows(stack: Stack) -> int:
@@ -156,7 +199,15 @@ def _length_that_shows(stack: Stack) -> int:
     return min(max(48, 4 * max(sizes, default=0)), LONGEST_UNASKED)
 
 
+def _seen(chosen: Selection) -> dict[str, int]:
+    return {"query": chosen.query, "n_head": chosen.n_head}
+
+
 def _pictures(chosen: Selection) -> str:
+    if chosen.map:
+        picture = text_map(chosen.stack, chosen.layers, *chosen.map, **_seen(chosen))
+        row, column = divmod(chosen.query, chosen.map[1])
+        return f"{chosen}; row {row}, column {column} looks\n\n{picture}"
     blocks = [str(chosen)]
     for layer, numbers in chosen.layers.items():
         picture = text_picture(layer, chosen.seq_len, chosen.n_head)
@@ -166,20 +217,22 @@ def _pictures(chosen: Selection) -> str:
 
 def _count(chosen: Selection, tile_size: int | None, as_json: bool) -> str:
     T, n_head = chosen.seq_len, chosen.n_head
-    tile_size = tile_size or (DEFAULT_TILE_SIZE if T <= TILES_UP_TO else None)
+    if chosen.causal:
+        tile_size = tile_size or (DEFAULT_TILE_SIZE if T <= TILES_UP_TO else None)
     report = {
         "pattern": str(chosen.stack),
         "seq_len": T,
+        "map": chosen.map,
         "n_head": n_head,
         "n_layer": chosen.n_layer,
         "tile_size": tile_size,
         "layers": [
-            {"layers": numbers, **_layer_counts(layer, T, n_head, tile_size)}
+            {"layers": numbers, **_layer_counts(layer, chosen, tile_size)}
             for layer, numbers in chosen.layers.items()
         ],
     }
     pairs = sum(entry["pairs"] * len(entry["layers"]) for entry in report["layers"])
-    report |= _against_dense(pairs, Dense().count_pairs(T) * n_head * chosen.n_layer)
+    report |= _against_dense(pairs, chosen.dense_pairs * n_head * chosen.n_layer)
     return json.dumps(report, indent=2) if as_json else f"{chosen}\n{_counts_table(report)}"
 
 
@@ -192,12 +245,13 @@ def _against_dense(pairs: int, dense: int) -> dict:
     }
 
 
-def _layer_counts(layer: Layer, T: int, n_head: int, tile_size: int | None) -> dict:
+def _layer_counts(layer: Layer, chosen: Selection, tile_size: int | None) -> dict:
     """Counts of one layer over all its heads; heads of one pattern are counted once."""
+    T, n_head = chosen.seq_len, chosen.n_head
     heads_of: dict[Pattern, list[int]] = {}
     for head, pattern in enumerate(layer.heads(n_head)):
         heads_of.setdefault(pattern, []).append(head)
-    pairs_of = {pattern: pattern.count_pairs(T) for pattern in heads_of}
+    pairs_of = {pattern: pattern.count_pairs(T, chosen.causal) for pattern in heads_of}
     pairs = sum(n * len(heads_of[pattern]) for pattern, n in pairs_of.items())
     counts = {
         "pattern": str(layer),
@@ -205,7 +259,7 @@ def _layer_counts(layer: Layer, T: int, n_head: int, tile_size: int | None) -> d
             {"heads": heads, "pattern": str(pattern), "pairs": pairs_of[pattern]}
             for pattern, heads in heads_of.items()
         ],
-        **_against_dense(pairs, Dense().count_pairs(T) * n_head),
+        **_against_dense(pairs, chosen.dense_pairs * n_head),
     }
     if tile_size:
         tiles_of = {pattern: tile_layout(pattern, T, tile_size).counts() for pattern in heads_of}
@@ -245,7 +299,7 @@ def _counts_table(report: dict) -> str:
     ]
     if report["tile_size"]:
         lines.append("live: share of the causal tiles; useful: share of their area that is read")
-    else:
+    elif not report["map"]:
         lines.append(
             f"tiles: add --tile_size {DEFAULT_TILE_SIZE} to find the live ones (slow here)"
         )
@@ -278,13 +332,16 @@ def _check(chosen: Selection, as_json: bool) -> tuple[int, str]:
         raise UserError(
             f"checking {T:,} positions through {counted(n_layer, 'layer')} would take about"
             f" {seconds / 60:,.0f} minutes and the limit is {CHECK_SECONDS // 60}; a smaller"
-            " --seq_len, a few times the stride or block, shows the same structure"
+            f" {'--seq_len' if chosen.causal else '--map'}, a few times the stride or block, shows"
+            " the same structure"
         )
-    result = reachability(chosen.stack, T, n_layer=n_layer, n_head=n_head)
+    depth = {"n_layer": n_layer, "n_head": n_head}
+    result = reachability(chosen.stack, T, **depth, causal=chosen.causal)
     if as_json:
         report = {
             "pattern": str(chosen.stack),
             "seq_len": T,
+            "map": chosen.map,
             "n_head": n_head,
             "n_layer": n_layer,
             "complete": result.complete,
@@ -294,7 +351,8 @@ def _check(chosen: Selection, as_json: bool) -> tuple[int, str]:
         }
         text = json.dumps(report, indent=2)
     elif result.complete:
-        text = f"{chosen}\ncomplete: every position reaches itself and every later one"
+        reached = "itself and every later one" if chosen.causal else "every position of the map"
+        text = f"{chosen}\ncomplete: every position reaches {reached}"
     else:
         share = _percent(result.missing / result.pairs)
         examples = ", ".join(f"{key} to {query}" for query, key in result.examples)
@@ -313,6 +371,6 @@ def _seconds_to_check(chosen: Selection) -> float:
     for layer, numbers in chosen.layers.items():
         for pattern in set(layer.heads(chosen.n_head)):
             # A dense head takes a running union, not its pairs one by one.
-            pairs = 0 if isinstance(pattern, Dense) else pattern.count_pairs(T)
+            pairs = 0 if isinstance(pattern, Dense) else pattern.count_pairs(T, chosen.causal)
             total += len(numbers) * (T * _SECONDS_PER_QUERY + pairs * per_pair)
     return total

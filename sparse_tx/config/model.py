@@ -126,6 +126,7 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it is a probability from 0 to below 1")
         for layer in self.stack.layers:
+            layer.check_causal()
             layer.heads(self.n_head)
         if self.position == "rope" and self.qk_width // self.n_head % 2:
             raise UserError(

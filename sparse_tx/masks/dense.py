@@ -17,6 +17,7 @@ def dense_mask(
     device: torch.device | str | None = None,
     *,
     n_head: int | None = None,
+    causal: bool = True,
 ) -> torch.Tensor:
     """Build the mask of every pair, True where a query row may read a key column.
 
@@ -25,6 +26,7 @@ def dense_mask(
         T: how many positions, in tokens.
         device: where the mask is made (default: the CPU).
         n_head: how many heads share the layer; without it, the mask of a single head is built.
+        causal: whether queries read up to themselves only; False, as in a map, drops the triangle.
 
     Returns:
         ``(T, T)`` bool, or ``(n_head, T, T)`` bool if ``n_head`` is given.
@@ -35,16 +37,18 @@ def dense_mask(
     if T < 0:
         raise UserError(f"a mask of {T} positions; give 0 or more")
     if n_head is None:
-        return _mask(one_head(pattern), T, device)
-    masks = {head: _mask(head, T, device) for head in set(one_layer(pattern).heads(n_head))}
+        return _mask(one_head(pattern), T, device, causal)
+    masks = {head: _mask(head, T, device, causal) for head in set(one_layer(pattern).heads(n_head))}
     return torch.stack([masks[head] for head in one_layer(pattern).heads(n_head)])  # (H, T, T)
 
 
-def _mask(pattern: Pattern, T: int, device: torch.device | str | None) -> torch.Tensor:
+def _mask(
+    pattern: Pattern, T: int, device: torch.device | str | None, causal: bool
+) -> torch.Tensor:
     mask = torch.empty(T, T, dtype=torch.bool, device=device)
     position = torch.arange(T, device=device)
     rows = max(1, _PAIRS_AT_ONCE // max(1, T))
     for first in range(0, T, rows):
         queries = position[first : first + rows, None]
-        mask[first : first + rows] = pattern.allows(queries, position)
+        mask[first : first + rows] = pattern.allows(queries, position, causal)
     return mask

@@ -8,13 +8,13 @@ cells of several positions, shaded by the share of their pairs that is allowed; 
 import os
 from functools import partial
 from math import lcm
-from pathlib import Path
 
 import numpy as np
 
 from sparse_tx.errors import UserError
 from sparse_tx.masks.cells import cell_shares, numbered, sets_of_layer
 from sparse_tx.masks.heads import PatternLike, one_layer
+from sparse_tx.masks.picture_file import write_picture
 from sparse_tx.patterns import Layer, Pattern, Stack, parse_pattern
 
 TEXT_CELLS = 64
@@ -138,17 +138,7 @@ def save_png(
     from sparse_tx.masks.figure import draw_stack  # matplotlib takes a second to import
 
     figure = draw_stack(stack, numbers_of, T, n_head)
-    path = Path(path)
-    unfinished = path.parent / f".{path.name}.{os.getpid()}.partial"
-    try:
-        figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write the picture to '{path}': {error.strerror}; name a file in a folder that"
-            " exists and may be written to"
-        ) from error
+    write_picture(figure, path)
 
 
 def _as_stack(pattern: PatternLike) -> Stack:

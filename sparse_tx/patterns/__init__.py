@@ -1,34 +1,39 @@
-"""Who may look at whom: the sparse lower-triangular patterns, as plain values without tensors."""
+"""Who may look at whom: the sparse patterns, as plain values without tensors."""
 
 from sparse_tx.patterns.algebra import (
     BlockLocal,
     Dense,
     Fixed,
-    Layer,
     Local,
     Pattern,
-    Stack,
     Strided,
     Summary,
     Union,
 )
 from sparse_tx.patterns.keyset import Comb, KeySet
+from sparse_tx.patterns.maps import Columns, CrissCross, Lattice, Rows, Tiles
 from sparse_tx.patterns.notation import parse_layer, parse_pattern
 from sparse_tx.patterns.reachability import Reachability, reachability
+from sparse_tx.patterns.stacks import Layer, Stack
 
 __all__ = [
     "BlockLocal",
+    "Columns",
     "Comb",
+    "CrissCross",
     "Dense",
     "Fixed",
     "KeySet",
+    "Lattice",
     "Layer",
     "Local",
     "Pattern",
     "Reachability",
+    "Rows",
     "Stack",
     "Strided",
     "Summary",
+    "Tiles",
     "Union",
     "parse_layer",
     "parse_pattern",

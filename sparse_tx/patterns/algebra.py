@@ -1,4 +1,4 @@
-"""The patterns: for each query position, which earlier key positions it may read.
+"""The patterns: for each query position, which key positions it may read.
 
 Source: Child et al. 2019 (arXiv:1904.10509), section 4. The paper factors dense causal attention
 into two cheaper sets whose composition still connects every pair of positions:
@@ -6,15 +6,19 @@ into two cheaper sets whose composition still connects every pair of positions:
 * *strided* (4.2): a local window, and every l-th earlier position;
 * *fixed* (4.3): the query's own aligned block, and a few summary columns of every block.
 
-Each set is a class here. ``Union`` merges sets within one head, ``Layer`` gives groups of heads
-different patterns, ``Stack`` gives successive layers different ones. Everything is an immutable
-value without tensors; masks, kernels, cache policy, costs and pictures are derived from it.
+Each set is a class here. ``Union`` merges sets within one head; ``stacks`` gives groups of heads
+and successive layers different ones; ``maps`` has the sets of two dimensions. Everything is an
+immutable value without tensors; masks, kernels, cache policy, costs and pictures are derived from
+it.
+
+A set relates positions to each other. In a text, a query reads of those that it is related to the
+ones up to itself: the triangle, ``causal``. In a map, whose positions have no order, it reads all.
 """
 
 from dataclasses import dataclass, fields, replace
 
 from sparse_tx.errors import UserError
-from sparse_tx.patterns.counting import Conditions, count_union
+from sparse_tx.patterns.counting import Conditions, count_both_ways, count_union
 from sparse_tx.patterns.keyset import Comb, KeySet
 
 # Sizes are multiplied by positions and strides in 64 bits.
@@ -22,23 +26,38 @@ LARGEST = 2**31
 
 
 class Pattern:
-    """Who may look at whom within one head. Positions count from 0; no query reads a later key."""
+    """Who may look at whom within one head. Positions count from 0.
 
-    def allows(self, q, k):
-        """Say whether query ``q`` may read key ``k``.
+    Unless ``causal`` is False, no query reads a later key.
+    """
+
+    def relates(self, q, k):
+        """Say whether the set holds the pair, whichever of the two comes first.
 
         Written with operators only, so that Python ints, NumPy arrays, torch tensors (broadcast
         against each other) and FlexAttention's ``mask_mod`` share this one definition.
         """
         raise NotImplementedError
 
+    def allows(self, q, k, causal: bool = True):
+        """Say whether query ``q`` may read key ``k``; of any form that ``relates`` takes."""
+        return (k <= q) & self.relates(q, k) if causal else self.relates(q, k)
+
+    def class_of(self, i):
+        """A number, or a tuple of them, which positions that relate to the same keys share."""
+        raise NotImplementedError
+
     @property
     def conditions(self) -> tuple[Conditions, ...]:
-        """What a pair has to meet one of: conditions of every set of the pattern."""
+        """What a causal pair has to meet one of: conditions of every set of the pattern."""
         raise NotImplementedError
 
     def combs_of_queries(self, queries: range) -> tuple[Comb, ...]:
         """The keys that at least one of ``queries``, not empty and of step 1, reads, as combs."""
+        raise NotImplementedError
+
+    def combs_among(self, i: int, T: int) -> tuple[Comb, ...]:
+        """The keys among ``T`` positions that position ``i`` is related to, as combs."""
         raise NotImplementedError
 
     def combs(self, i: int) -> tuple[Comb, ...]:
@@ -49,16 +68,21 @@ class Pattern:
         """The keys to keep after step ``now``, as combs (see ``retained``)."""
         raise NotImplementedError
 
-    def count_pairs(self, T: int) -> int:
+    def count_pairs(self, T: int, causal: bool = True) -> int:
         """Count the allowed (query, key) pairs among ``T`` positions, exactly.
 
-        Without a visit to every query; ``Conditions.count_pairs`` says what it takes.
+        Causal ones without a visit to every query, as ``Conditions.count_pairs`` says; so too
+        without the triangle, unless summaries, tiles or lattices are among the sets (``O(T)``).
         """
-        return count_union(self.conditions, T)
+        if causal:
+            return count_union(self.conditions, T)
+        if self.counts_by_mirror:
+            return 2 * count_union(self.conditions, T) - T
+        return count_both_ways(self, T)
 
-    def read_set(self, i: int) -> KeySet:
-        """The keys that query ``i`` reads."""
-        return KeySet(*self.combs(i))
+    def read_set(self, i: int, T: int | None = None) -> KeySet:
+        """The keys that query ``i`` reads; given ``T``, among so many without the triangle."""
+        return KeySet(*(self.combs(i) if T is None else self.combs_among(i, T)))
 
     def retained(self, now: int) -> KeySet:
         """The keys up to and including ``now`` that some query after ``now`` will read.
@@ -74,8 +98,24 @@ class Pattern:
 
     @property
     def parts(self) -> tuple["Pattern", ...]:
-        """The sets whose union this pattern is: itself alone, unless it is a union."""
+        """The sets whose union this pattern is: itself alone, unless it is made of others."""
         return (self,)
+
+    @property
+    def counts_by_mirror(self) -> bool:
+        """Whether all pairs are the causal ones, which can be counted, and their mirror images.
+
+        Each position is then related to itself, and those pairs are their own images.
+        """
+        return True
+
+    @property
+    def map_widths(self) -> frozenset[int]:
+        """The widths of maps that the pattern is made for; empty where it names none."""
+        return frozenset()
+
+    def check_causal(self) -> None:
+        """Raise a ``UserError`` if the pattern has no causal use."""
 
     def __str__(self) -> str:
         return ":".join([self.word, *(str(getattr(self, f.name)) for f in fields(self))])
@@ -95,14 +135,24 @@ class Pattern:
                 )
 
 
+class Partition(Pattern):
+    """A set that parts the positions into classes, whose members are related to one another."""
+
+    def relates(self, q, k):
+        return self.class_of(q) == self.class_of(k)
+
+
 @dataclass(frozen=True)
-class Dense(Pattern):
-    """Every key up to the query: ordinary causal attention."""
+class Dense(Partition):
+    """Every key: ordinary attention."""
 
     word = "dense"
 
-    def allows(self, q, k):
-        return k <= q
+    def allows(self, q, k, causal=True):
+        return k <= q if causal else self.relates(q, k)
+
+    def class_of(self, i):
+        return i * 0  # of the form of i
 
     @property
     def conditions(self):
@@ -111,13 +161,16 @@ class Dense(Pattern):
     def combs_of_queries(self, queries):
         return (Comb(0, queries.stop),)
 
+    def combs_among(self, i, T):
+        return (Comb(0, T),)
+
     def retained_combs(self, now):
         return (Comb(0, now + 1),)
 
 
 @dataclass(frozen=True)
 class Local(Pattern):
-    """The last ``window`` keys, the query's own position included."""
+    """The last ``window`` keys, the query's own position included; both ways, those nearer."""
 
     window: int
     word = "local"
@@ -125,8 +178,14 @@ class Local(Pattern):
     def __post_init__(self):
         self._require_positive("window")
 
-    def allows(self, q, k):
-        return (k <= q) & (q - k < self.window)
+    def relates(self, q, k):
+        return (q - k < self.window) & (k - q < self.window)
+
+    def allows(self, q, k, causal=True):
+        return (k <= q) & (q - k < self.window) if causal else self.relates(q, k)
+
+    def class_of(self, i):
+        return i
 
     @property
     def conditions(self):
@@ -135,13 +194,16 @@ class Local(Pattern):
     def combs_of_queries(self, queries):
         return (Comb(max(0, queries.start + 1 - self.window), queries.stop),)
 
+    def combs_among(self, i, T):
+        return (Comb(max(0, i + 1 - self.window), min(T, i + self.window)),)
+
     def retained_combs(self, now):
         return (Comb(max(0, now + 2 - self.window), now + 1),)
 
 
 @dataclass(frozen=True)
-class Strided(Pattern):
-    """Every ``stride``-th key counted back from the query, which is itself the first of them."""
+class Strided(Partition):
+    """Every ``stride``-th key counted from the query, which is itself one of them."""
 
     stride: int
     word = "strided"
@@ -149,8 +211,11 @@ class Strided(Pattern):
     def __post_init__(self):
         self._require_positive("stride")
 
-    def allows(self, q, k):
-        return (k <= q) & ((q - k) % self.stride == 0)
+    def relates(self, q, k):
+        return (q - k) % self.stride == 0
+
+    def class_of(self, i):
+        return i % self.stride
 
     @property
     def conditions(self):
@@ -160,12 +225,15 @@ class Strided(Pattern):
         residues = min(len(queries), self.stride)
         return (Comb(0, queries.stop, self.stride, queries.start % self.stride, residues),)
 
+    def combs_among(self, i, T):
+        return (Comb(0, T, self.stride, i % self.stride),)
+
     def retained_combs(self, now):
         return (Comb(0, now + 1),)
 
 
 @dataclass(frozen=True)
-class BlockLocal(Pattern):
+class BlockLocal(Partition):
     """The keys of the query's own block, where blocks of ``length`` tile the sequence from 0."""
 
     length: int
@@ -174,8 +242,8 @@ class BlockLocal(Pattern):
     def __post_init__(self):
         self._require_positive("length")
 
-    def allows(self, q, k):
-        return (k <= q) & (q // self.length == k // self.length)
+    def class_of(self, i):
+        return i // self.length
 
     @property
     def conditions(self):
@@ -184,13 +252,17 @@ class BlockLocal(Pattern):
     def combs_of_queries(self, queries):
         return (Comb(queries.start - queries.start % self.length, queries.stop),)
 
+    def combs_among(self, i, T):
+        start = i - i % self.length
+        return (Comb(start, min(T, start + self.length)),)
+
     def retained_combs(self, now):
         return (Comb(now + 1 - (now + 1) % self.length, now + 1),)
 
 
 @dataclass(frozen=True)
 class Summary(Pattern):
-    """The same ``columns`` positions of every block of ``length``, those up to the query.
+    """The same ``columns`` positions of every block of ``length``.
 
     A block has ``length // columns`` sub-blocks, numbered from the block's end. Distinct heads read
     distinct sub-blocks, which the paper found better than sharing one (section 4.3): head h reads
@@ -227,20 +299,30 @@ class Summary(Pattern):
         """The first summary column within a block."""
         return self.length - ((self.subblock or 0) + 1) * self.columns
 
+    @property
+    def counts_by_mirror(self):
+        return False
+
     def for_head(self, head):
         return self if self.subblock is not None else replace(self, subblock=head % self.subblocks)
 
-    def allows(self, q, k):
+    def relates(self, q, k):
         column = k % self.length
         first = self.first_column
-        return (k <= q) & (column >= first) & (column < first + self.columns)
+        return (column >= first) & (column < first + self.columns)
+
+    def class_of(self, i):
+        return i * 0
 
     @property
     def conditions(self):
         return (Conditions(columns=frozenset({(self.length, self.first_column, self.columns)})),)
 
     def combs_of_queries(self, queries):
-        return (Comb(0, queries.stop, self.length, self.first_column, self.columns),)
+        return self.combs_among(queries.start, queries.stop)
+
+    def combs_among(self, i, T):
+        return (Comb(0, T, self.length, self.first_column, self.columns),)
 
     def retained_combs(self, now):
         return self.combs(now)
@@ -250,61 +332,41 @@ class Summary(Pattern):
         return f"{self.word}:{self.length}:{self.columns}{pin}"
 
 
-@dataclass(frozen=True)
-class Fixed(Summary):
-    """The paper's fixed pattern with both of its sets in one head: own block and summary columns.
-
-    The form that the paper's enwik8 model used. Equal in its pairs to ``block:L+summary:L:C``.
-    """
-
-    word = "fixed"
-
-    @property
-    def parts(self):
-        return BlockLocal(self.length), Summary(self.length, self.columns, self.subblock)
-
-    def allows(self, q, k):
-        block, summary = self.parts
-        return block.allows(q, k) | summary.allows(q, k)
-
-    @property
-    def conditions(self):
-        block, summary = self.parts
-        return block.conditions + summary.conditions
-
-    def combs_of_queries(self, queries):
-        block, summary = self.parts
-        return block.combs_of_queries(queries) + summary.combs_of_queries(queries)
-
-    def retained_combs(self, now):
-        block, summary = self.parts
-        return block.retained_combs(now) + summary.retained_combs(now)
-
-
-@dataclass(frozen=True)
-class Union(Pattern):
-    """All keys that at least one of ``members`` allows: several sets merged within one head."""
+class Merged(Pattern):
+    """All keys that at least one of ``members`` holds."""
 
     members: tuple[Pattern, ...]
-    word = "union"
-
-    def __post_init__(self):
-        if len(self.members) < 2:
-            raise UserError("a union merges at least 2 patterns; write a single pattern by itself")
 
     @property
     def parts(self):
         return tuple(part for member in self.members for part in member.parts)
 
-    def for_head(self, head):
-        return Union(tuple(member.for_head(head) for member in self.members))
+    @property
+    def counts_by_mirror(self):
+        return all(member.counts_by_mirror for member in self.members)
 
-    def allows(self, q, k):
+    @property
+    def map_widths(self):
+        return frozenset().union(*(member.map_widths for member in self.members))
+
+    def check_causal(self):
+        for member in self.members:
+            member.check_causal()
+
+    def allows(self, q, k, causal=True):
+        if causal:
+            self.check_causal()
+        return super().allows(q, k, causal)
+
+    def relates(self, q, k):
         first, *others = self.members
-        allowed = first.allows(q, k)
+        related = first.relates(q, k)
         for other in others:
-            allowed = allowed | other.allows(q, k)
-        return allowed
+            related = related | other.relates(q, k)
+        return related
+
+    def class_of(self, i):
+        return tuple(member.class_of(i) for member in self.members)
 
     @property
     def conditions(self):
@@ -313,77 +375,40 @@ class Union(Pattern):
     def combs_of_queries(self, queries):
         return tuple(comb for member in self.members for comb in member.combs_of_queries(queries))
 
+    def combs_among(self, i, T):
+        return tuple(comb for member in self.members for comb in member.combs_among(i, T))
+
     def retained_combs(self, now):
         return tuple(comb for member in self.members for comb in member.retained_combs(now))
 
+
+@dataclass(frozen=True)
+class Fixed(Merged, Summary):
+    """The paper's fixed pattern with both of its sets in one head: own block and summary columns.
+
+    The form that the paper's enwik8 model used. Equal in its pairs to ``block:L+summary:L:C``.
+    """
+
+    word = "fixed"
+
+    @property
+    def members(self):
+        return BlockLocal(self.length), Summary(self.length, self.columns, self.subblock)
+
+
+@dataclass(frozen=True)
+class Union(Merged):
+    """Several sets merged within one head."""
+
+    members: tuple[Pattern, ...]
+    word = "union"
+
+    def __post_init__(self):
+        if len(self.members) < 2:
+            raise UserError("a union merges at least 2 patterns; write a single pattern by itself")
+
+    def for_head(self, head):
+        return Union(tuple(member.for_head(head) for member in self.members))
+
     def __str__(self):
         return "+".join(map(str, self.members))
-
-
-def _require_all(kind: type, members: tuple, whole: str, what: str) -> None:
-    if not members or not all(isinstance(member, kind) for member in members):
-        raise UserError(
-            f"{whole} is made of one or more {what}, not of {members!r}; parse_pattern reads"
-            " notation"
-        )
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The patterns of one layer's heads: ``groups`` share the heads out equally, in order."""
-
-    groups: tuple[Pattern, ...]
-
-    def __post_init__(self):
-        _require_all(Pattern, self.groups, "a layer", "patterns")
-
-    def at(self, head: int, n_head: int) -> Pattern:
-        """The pattern of head number ``head`` of ``n_head``, its summary sub-block resolved.
-
-        Raises:
-            UserError: ``n_head`` heads cannot be shared out equally, or there is no such head.
-        """
-        if n_head < 1 or n_head % len(self.groups):
-            raise UserError(
-                f"{n_head} heads cannot be split into {len(self.groups)} equal groups"
-                f" ('{self}'); use a multiple of {len(self.groups)} heads"
-            )
-        if not 0 <= head < n_head:
-            raise UserError(f"head {head} of {n_head}: heads are numbered 0 to {n_head - 1}")
-        return self.groups[head * len(self.groups) // n_head].for_head(head)
-
-    def heads(self, n_head: int) -> tuple[Pattern, ...]:
-        """The patterns of all ``n_head`` heads, in order."""
-        return tuple(self.at(head, n_head) for head in range(n_head))
-
-    def __str__(self):
-        return "/".join(map(str, self.groups))
-
-
-@dataclass(frozen=True)
-class Stack:
-    """The patterns of a whole model: ``layers`` repeat over its depth."""
-
-    layers: tuple[Layer, ...]
-
-    def __post_init__(self):
-        _require_all(Layer, self.layers, "a stack", "layers")
-
-    def layer(self, layer: int) -> Layer:
-        """The patterns of layer number ``layer``, counted from 0 at the input."""
-        if layer < 0:
-            raise UserError(f"layer {layer}: layers are numbered from 0")
-        return self.layers[layer % len(self.layers)]
-
-    def at(self, layer: int, head: int, n_head: int) -> Pattern:
-        """The pattern of one head of one layer of a model with ``n_head`` heads."""
-        return self.layer(layer).at(head, n_head)
-
-    def __str__(self):
-        runs: list[tuple[Layer, int]] = []
-        for layer in self.layers:
-            if runs and runs[-1][0] == layer:
-                runs[-1] = (layer, runs[-1][1] + 1)
-            else:
-                runs.append((layer, 1))
-        return ",".join(f"{layer}*{n}" if n > 1 else str(layer) for layer, n in runs)

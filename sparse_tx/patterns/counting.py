@@ -97,6 +97,18 @@ def count_union(sets: Iterable[Conditions], T: int) -> int:
     return sum(times * joint.count_pairs(T) for joint, times in terms.items() if times)
 
 
+def count_both_ways(pattern, T: int) -> int:
+    """Count the pairs of a pattern among ``T`` positions without the triangle, in O(T).
+
+    Positions of one class read the same keys, which are counted once.
+    """
+    readers: dict = {}  # of each class, one position and how many there are
+    for i in range(T):
+        first, n = readers.get(of := pattern.class_of(i), (i, 0))
+        readers[of] = first, n + 1
+    return sum(n * len(pattern.read_set(first, T)) for first, n in readers.values())
+
+
 def _sum_of_floors(n: int, a: int, b: int, m: int) -> int:
     """Sum (a i + b) // m over i from 0 to n - 1, for a, b >= 0, in O(log) steps.
 

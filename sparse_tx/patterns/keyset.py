@@ -11,6 +11,9 @@ from heapq import merge
 from itertools import combinations
 from math import gcd, prod
 
+# Inclusion and exclusion of n combs has 2^n terms; of more, positions are counted one by one.
+_MOST_COMBS = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Comb:
@@ -53,7 +56,7 @@ class KeySet(Set):
     """An immutable, ordered set of positions: the union of some combs, which may overlap.
 
     Equal to, and combined with, any other ``Set`` (``read_set(i) == {0, 1}``); iterates in
-    ascending order; ``len`` and ``in`` never enumerate.
+    ascending order; ``in`` never enumerates, nor does ``len`` where the combs are few.
     """
 
     __slots__ = ("combs",)
@@ -76,7 +79,8 @@ class KeySet(Set):
             last = j
 
     def __len__(self) -> int:
-        """Count by inclusion and exclusion: 2^combs terms, each in closed form."""
+        if len(self.combs) > _MOST_COMBS:
+            return sum(1 for _ in self)
         total = 0
         for size in range(1, len(self.combs) + 1):
             for chosen in combinations(self.combs, size):

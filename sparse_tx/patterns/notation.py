@@ -13,16 +13,18 @@ from sparse_tx.patterns.algebra import (
     BlockLocal,
     Dense,
     Fixed,
-    Layer,
     Local,
     Pattern,
-    Stack,
     Strided,
     Summary,
     Union,
 )
+from sparse_tx.patterns.maps import Columns, CrissCross, Lattice, Rows, Tiles
+from sparse_tx.patterns.stacks import Layer, Stack
 
-WORDS = {cls.word: cls for cls in (Dense, Local, Strided, BlockLocal, Summary, Fixed)}
+_OF_A_SEQUENCE = (Dense, Local, Strided, BlockLocal, Summary, Fixed)
+_OF_A_MAP = (Rows, Columns, CrissCross, Tiles, Lattice)
+WORDS = {cls.word: cls for cls in _OF_A_SEQUENCE + _OF_A_MAP}
 
 # No model is deeper; a slip of the keyboard should not fill the memory.
 MAX_LAYERS = 10_000

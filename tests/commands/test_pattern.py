@@ -147,3 +147,58 @@ def test_a_mistake_is_one_sentence_and_status_2(capsys, argv, sentence):
     status, _, err = run(capsys, *argv)
     assert status == 2
     assert sentence in err and err.count("\n") == 1 and err.startswith("error: ")
+
+
+def test_show_a_map(capsys, tmp_path):
+    path = tmp_path / "map.png"
+    flags = ["--map", "3x4", "--query", "1,1", "--png", path]
+    status, out, err = run(capsys, "show", "rows:4,columns:4", *flags)
+    assert status == 0 and path.stat().st_size > 1000 and str(path) in err
+    assert out.startswith(
+        "rows:4,columns:4: a map of 3 x 4, 1 head, 2 layers; row 1, column 1 looks"
+    )
+    assert "\n▓█▓▓\n" in out and "all 2 layers in turn: 12 of 12" in out
+
+
+def test_count_a_map(capsys):
+    status, out, _ = run(capsys, "count", "rows:97,columns:97", "--map", "97x97", "--json")
+    report = json.loads(out)
+    assert status == 0 and report["map"] == [97, 97] and report["tile_size"] is None
+    assert report["pairs"] == 97**3 * 2 and report["dense_pairs"] == 2 * 97**4
+    assert "tiles" not in report["layers"][0]
+    status, out, _ = run(capsys, "count", "tiles:97:8", "--map", "97x97")
+    assert status == 0 and "tile_size" not in out
+    assert f"{(12 * 64 + 1) ** 2:,}" in out  # 12 tiles of 8 and one of 1, either way
+
+
+def test_check_a_map(capsys):
+    status, out, _ = run(capsys, "check", "rows:6,columns:6", "--map", "4x6")
+    assert status == 0 and "complete: every position reaches every position of the map" in out
+    status, out, _ = run(capsys, "check", "rows:6*2", "--map", "4x6")
+    assert status == 1 and "not complete: 432 of 576 pairs (75 %)" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["count", "rows:6", "--map", "4"], "--map is '4'; write two whole numbers as in 28x28"),
+        (["count", "rows:6", "--map", "4x-6"], "--map is '4x-6'"),
+        (["count", "rows:6", "--map", "0x6"], "--map is 0x6; it must have 1 to"),
+        (["count", "rows:6", "--map", "4x7"], "is made for maps 6 wide, and the map is 4x7"),
+        (["count", "rows:6", "--map", "4x6", "--seq_len", 24], "--seq_len belongs to texts"),
+        (["count", "rows:6", "--map", "4x6", "--tile_size", 8], "--tile_size belongs to texts"),
+        (["show", "rows:6", "--query", "1,1"], "--query 1,1 of which map? Add --map"),
+        (["show", "rows:6", "--map", "4x6", "--query", "4,0"], "whose last place is 3,5"),
+        (["show", "rows:6", "--map", "4x6", "--query", "4"], "--query is '4'; write two"),
+        (["count", "tiles:6:2", "--seq_len", 24], "has no causal form: it belongs to maps"),
+        (["show", "lattice:6:2"], "has no causal form"),
+        (
+            ["check", "rows:1000", "--map", "1000x1000"],
+            "minutes and the limit is 2; a smaller --map",
+        ),
+    ],
+)
+def test_mistakes_with_maps(capsys, argv, sentence):
+    status, _, err = run(capsys, *argv)
+    assert status == 2
+    assert sentence in err and err.count("\n") == 1 and err.startswith("error: ")

@@ -108,7 +108,7 @@ def _masks_repeat(pattern: Pattern) -> bool:
 
 
 def _plan(heads, B: int, T: int, D: int, device) -> Iterator[Sweep]:
-    for pattern, chosen in _group_heads(heads):
+    for pattern, chosen in group_heads(heads):
         parts = (Dense(),) if is_dense(pattern, T) else tuple(dict.fromkeys(pattern.parts))
         done = tuple(part for part in parts if not isinstance(part, Strided))
         if done:
@@ -119,7 +119,7 @@ def _plan(heads, B: int, T: int, D: int, device) -> Iterator[Sweep]:
                 done += (part,)
 
 
-def _group_heads(heads: tuple[Pattern, ...]) -> list[tuple[Pattern, range]]:
+def group_heads(heads: tuple[Pattern, ...]) -> list[tuple[Pattern, range]]:
     """Group heads with equal patterns; each group is evenly spaced, so that slicing selects it."""
     groups: dict[Pattern, list[int]] = {}
     for head, pattern in enumerate(heads):
@@ -135,7 +135,7 @@ def _group_heads(heads: tuple[Pattern, ...]) -> list[tuple[Pattern, range]]:
     return found
 
 
-def _split(heads: range, B: int, room: int) -> Iterator[tuple[slice, slice]]:
+def split(heads: range, B: int, room: int) -> Iterator[tuple[slice, slice]]:
     """Cut batch entries, then heads, into even pieces of at most ``room`` (entry, head) pairs."""
     per_batch = _even(B, room // len(heads))
     per_head = _even(len(heads), room)
@@ -193,7 +193,7 @@ def _in_rows(parts, heads: range, B: int, T: int, D: int, device) -> Iterator[Sw
         tiles, alike = _take_alike(tiles)
         yield from _side_by_side(alike, heads, B, room)
     if tiles:
-        for batch, chosen in _split(heads, B, room):
+        for batch, chosen in split(heads, B, room):
             yield Sweep(tuple(tiles), batch, chosen, T, prefix=prefix, writes_first=alone)
 
 
@@ -229,7 +229,7 @@ def _side_by_side(tiles: list[Tile], heads: range, B: int, room: int) -> Iterato
         for n in range(0, len(disjoint), at_once):
             groups = disjoint[n : n + at_once]
             first = groups[0].keys.start
-            for batch, chosen in _split(heads, B, room // len(groups)):
+            for batch, chosen in split(heads, B, room // len(groups)):
                 yield Sweep(
                     (tile,),
                     batch,
@@ -325,7 +325,7 @@ def _in_columns(
             # would take memory that grows with the square of T.
             one_at_a_time = not all(isinstance(other, Local) for other in done)
             for tiles in ((tile,) for tile in columns) if one_at_a_time else (tuple(columns),):
-                for batch, chosen in _split(heads, B, room // n):
+                for batch, chosen in split(heads, B, room // n):
                     yield Sweep(
                         tiles,
                         batch,

@@ -26,22 +26,20 @@ from sparse_tx.attention.derivatives import first_derivative_only
 from sparse_tx.attention.views.plan import Sweep, Tile, is_dense, plan
 from sparse_tx.patterns import Pattern
 
-_LOG2_E = 1 / log(2)
+LOG2_E = 1 / log(2)
 # A row without keys has this maximum instead of -inf, from which -inf can be subtracted.
-_NO_KEY = -1e30
+NO_KEY = -1e30
 # Positions taken at once where only rows matter.
 _PIECE = 64
 
 
-@torch.compiler.disable
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float) -> Tensor:
-    """Attend with one pattern per head; ``q, k, v`` and the result are ``(B, H, T, D)``.
-
-    Differentiable. A query that may read no key at all gets zeros, and gives no gradient.
-    """
+def attend_causally(
+    q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: float
+) -> Tensor:
+    """Attend along causal pairs, as ``attend`` of the engine says."""
     dense = all(is_dense(pattern, q.shape[2]) for pattern in heads)
     # torch scales after it has masked with -inf, which a scale that is not positive turns around.
-    if dense and scale >= torch.finfo(torch.float32).tiny and _has_fused_kernel(q, k, v):
+    if dense and scale >= torch.finfo(torch.float32).tiny and has_fused_kernel(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return _SparseAttention.apply(q, k, v, heads, scale)
 
@@ -73,7 +71,7 @@ def workspace_bytes(
     return 4 * forward.total(), 4 * backward.total()
 
 
-def _has_fused_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def has_fused_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether torch's own dense attention takes these without materialising T x T scores.
 
     For anything doubtful it does not: torch then falls back to the square in silence.
@@ -89,7 +87,7 @@ class _SparseAttention(torch.autograd.Function):
     def forward(ctx, q, k, v, heads, scale):
         B, _, T, _ = q.shape
         out = torch.empty_like(v)  # the first sweep of every head writes all rows of it
-        lse = q.new_empty((*q.shape[:3], 1), dtype=_compute_dtype(q))
+        lse = q.new_empty((*q.shape[:3], 1), dtype=compute_dtype(q))
         work = _Workspace(q)
         for sweep in plan(heads, B, T, max(q.shape[-1], v.shape[-1]), q.device):
             _forward(sweep, work, q, k, v, out, lse, scale)
@@ -102,14 +100,14 @@ class _SparseAttention(torch.autograd.Function):
     def backward(ctx, d_out):
         q, k, v, out, lse = ctx.saved_tensors
         B, _, T, _ = q.shape
-        delta = _row_products(d_out, out, _compute_dtype(q))
+        delta = row_products(d_out, out, compute_dtype(q))
         # From here on only delta is needed of out, which is as large as a gradient.
         del out
         ctx.maybe_clear_saved_tensors()
         # Sums of many tiles' contributions are kept in the precision of the computation.
         sweeps = plan(ctx.heads, B, T, max(q.shape[-1], v.shape[-1]), q.device)
         owned = isinstance(sweeps, tuple) and all(s.writes_first or s.merges for s in sweeps)
-        dq, dk, dv = (torch.empty_like(x, dtype=_compute_dtype(x)) for x in (q, k, v))
+        dq, dk, dv = (torch.empty_like(x, dtype=compute_dtype(x)) for x in (q, k, v))
         if not owned:
             dk.zero_(), dv.zero_()
         work = _Workspace(q)
@@ -118,7 +116,7 @@ class _SparseAttention(torch.autograd.Function):
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
-def _row_products(d_out: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
+def row_products(d_out: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
     """dO_i . O_i of every row, ``(B, H, T, 1)``.
 
     It equals sum_j P_ij dP_ij over all keys j, so that the softmax's backward pass in one tile
@@ -131,7 +129,7 @@ def _row_products(d_out: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
     return delta
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -160,7 +158,7 @@ class _Workspace:
             buffer = self._buffers.get(name)
             if buffer is None or buffer.numel() < size:
                 views.clear()
-                buffer = self._like.new_empty(size, dtype=_compute_dtype(self._like))
+                buffer = self._like.new_empty(size, dtype=compute_dtype(self._like))
                 self._buffers[name] = buffer
             flat = buffer[:size].view(prod(groups), rows, width)
             found = views[shape] = flat.view(shape), flat
@@ -252,7 +250,7 @@ def _scores(work: _Workspace, tile: Tile, q: Tensor, k: Tensor, scale: float, gr
     Two views, ``(*groups, rows, keys)`` and ``(N, rows, keys)``.
     """
     scores, flat = work.take("scores", groups, q.shape[1], tile.n_keys)
-    torch.baddbmm(flat, q, k.mT, beta=0, alpha=scale * _LOG2_E, out=flat)
+    torch.baddbmm(flat, q, k.mT, beta=0, alpha=scale * LOG2_E, out=flat)
     n_masked = tile.bias.shape[-1]
     scores.narrow(4, tile.n_keys - n_masked, n_masked).add_(tile.bias)
     return scores, flat
@@ -269,7 +267,7 @@ def _forward(sweep: Sweep, work: _Workspace, q, k, v, out, lse, scale: float) ->
         scores, weights = _scores(work, tile, packed_q, packed_k, scale, groups)
         peak = scores.amax(-1, keepdim=True)
         if tile.has_empty_rows:
-            peak.clamp_(min=_NO_KEY)
+            peak.clamp_(min=NO_KEY)
         total = scores.sub_(peak).exp2_().sum(-1, keepdim=True)
         if tile.has_empty_rows:
             total.clamp_(min=torch.finfo(total.dtype).tiny)
