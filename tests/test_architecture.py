@@ -11,7 +11,7 @@ FLOORS = [
     {"patterns"},
     {"config", "masks", "data", "native"},
     {"attention", "cache", "accounting"},
-    {"model"},
+    {"model", "vision"},
     {"checkpoint", "evaluation", "generation"},
     {"training"},
     {"profiler", "serving"},
