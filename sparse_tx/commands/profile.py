@@ -3,7 +3,6 @@
 import sys
 from dataclasses import fields, replace
 from math import isfinite, prod
-from pathlib import Path
 from typing import Literal
 
 import yaml
@@ -12,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sparse_tx.accounting import count_parameters
 from sparse_tx.checkpoint import read_checkpoint
+from sparse_tx.commands import profile_maps
+from sparse_tx.commands.reports import report_console, report_folder
 from sparse_tx.commands.shell import INTERRUPTED, CommandParser, choose_device, run_command
 from sparse_tx.config import ModelConfig, RunConfig, TrainingConfig, preset_names, preset_text
 from sparse_tx.errors import UserError, nearest
@@ -21,7 +22,7 @@ from sparse_tx.profiler.laboratory import Laboratory, Watcher
 from sparse_tx.profiler.log import MeasurementLog
 from sparse_tx.profiler.patterns_by_length import at_length, parse_lengths, parse_patterns
 from sparse_tx.profiler.records import WORKS, Measurement, Profile, Setting, Work
-from sparse_tx.profiler.report import WIDTH_OF_FILES, tables, write_report
+from sparse_tx.profiler.report import tables, write_report
 from sparse_tx.profiler.room import find_fits
 from sparse_tx.profiler.settings import engine_of
 from sparse_tx.profiler.sweep import Question, answer
@@ -50,6 +51,11 @@ def _parser() -> CommandParser:
     add = parser.add_argument
     add("--preset", type=str, help=f"The model: one of {', '.join(preset_names())} ({_PRESET}).")
     add("--checkpoint", type=str, help="The model of a run directory or checkpoint instead.")
+    add(
+        profile_maps.FLAG,
+        type=str,
+        help="Of modules for feature maps instead, such as 97x97x512 (more by --help --maps).",
+    )
     add(
         "--seq_lens",
         type=str,
@@ -96,6 +102,8 @@ def _parser() -> CommandParser:
 
 
 def _profile(argv: list[str]) -> int:
+    if profile_maps.asks_for_maps(argv):
+        return profile_maps.run(argv)
     args = _parse(argv)
     _check_numbers(args)
     title, model, training = _model(args)
@@ -139,7 +147,7 @@ def _profile(argv: list[str]) -> int:
         flops_per_s=args.flops_per_s,
         training_tokens=args.tokens and max(1, round(args.tokens)),
     )
-    log = MeasurementLog(_folder(args.out) / _LOG) if args.out else None
+    log = MeasurementLog(report_folder(args.out) / _LOG) if args.out else None
     show = _Display()
     laboratory = Laboratory(log, show, rounds=args.rounds, limit_s=args.limit_s)
     first = {setting.label: setting for setting in reversed(settings)}
@@ -166,15 +174,6 @@ def _profile(argv: list[str]) -> int:
     return 0
 
 
-def _folder(out: str) -> Path:
-    """The folder of the report, made before anything is measured for it."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} is no folder ({error.strerror}); name another") from error
-    return Path(out)
-
-
 def _check_numbers(args) -> None:
     for name in ("rounds", "limit_s", "flops_per_s", "reach", "tokens"):
         value = getattr(args, name)
@@ -199,7 +198,7 @@ def _check_size(model: ModelConfig, training: TrainingConfig, lengths: tuple[int
 
 def _cells(model: ModelConfig) -> int | None:
     """The tokens that a fixed grid of positions has room for; None where any length fits."""
-    fixed = model.position == "grid" and model.position_shape
+    fixed = model.has_grid and model.position_shape
     return prod(model.position_shape) if fixed else None
 
 
@@ -307,20 +306,12 @@ def _kinds_to_fit(first: dict[str, Setting], labels: tuple[str, ...]) -> list[Se
 
 
 def _report(profile: Profile, out: str | None) -> None:
-    console = _Console(highlight=False)
-    if not console.is_terminal:
-        console = _Console(width=WIDTH_OF_FILES, highlight=False)
+    console = report_console()
     for part in tables(profile):
         console.print(part)
     if out is not None:
         for path in write_report(profile, out).values():
             console.print(str(path), markup=False, soft_wrap=True)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leave it to ``run_command``: whoever reads has seen enough, which is no failure."""
-        raise BrokenPipeError
 
 
 class _Display(Watcher):

@@ -19,8 +19,8 @@ MOST_WITH_LINES = 48
 def draw_maps(title: str, panels: list[tuple[str, np.ndarray]]) -> Figure:
     """Draw titled maps ``(H, W)`` of marks, 0 to 3 in the order of ``NAMES``, side by side."""
     H, W = panels[0][1].shape
-    columns = min(PANELS_PER_ROW, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // PANELS_PER_ROW)
+    columns = -(-len(panels) // rows)
     # The longer side of a map is a panel's; what is very flat keeps a visible height.
     high, wide = PANEL * min(1, max(0.1, H / W)), PANEL * min(1, max(0.1, W / H))
     width = 2 * MARGIN + columns * (PANEL + SPACE) - SPACE

@@ -99,14 +99,15 @@ def _draw_costs(axes, profile: Profile, work: Work, kind: str) -> None:
     title = f"{quantity.title}, {WORK_NAMES[work]}"
     axes.set_title(title, loc="left", size=_MEDIUM, color=LIGHT.ink)
     axes.set_xlabel("length (tokens)", size=_SMALL, color=LIGHT.soft)
-    _mark_axes(axes, length_levels(lengths), quantity_levels(kind, values))
+    mark_axes(axes, length_levels(lengths), quantity_levels(kind, values))
 
 
 def _lengths(rows: Sequence[Row]) -> list[int]:
     return [row.setting.model.seq_len for row in rows]
 
 
-def _mark_axes(axes, x_levels: list[Ticks], y_levels: list[Ticks]) -> None:
+def mark_axes(axes, x_levels: list[Ticks], y_levels: list[Ticks]) -> None:
+    """Give axes of logarithms their ticks and a grid."""
     from matplotlib.ticker import NullLocator
 
     for axis, levels, limits in (

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sparse_tx.checkpoint import write_atomically
 from sparse_tx.errors import UserError
@@ -34,12 +35,26 @@ def write_report(profile: Profile, folder: str | Path) -> dict[str, Path]:
     Raises:
         UserError: the folder cannot be made or written to.
     """
+    return write_contents(profile, folder, _CONTENTS)
+
+
+def write_contents(
+    subject: Any, folder: str | Path, contents: dict[str, Callable[[Any], str | bytes]]
+) -> dict[str, Path]:
+    """Write what is made of ``subject``, by the names of the files and in their order.
+
+    Returns:
+        The paths by ending.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
     folder = Path(folder)
     written = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, make in _CONTENTS.items():
-            content = make(profile)
+        for name, make in contents.items():
+            content = make(subject)
             path = folder / name
             write_atomically(path, content.encode() if isinstance(content, str) else content)
             written[path.suffix[1:]] = path

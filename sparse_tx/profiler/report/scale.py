@@ -3,7 +3,13 @@
 from collections.abc import Callable, Iterable
 from math import ceil, floor, log10
 
-from sparse_tx.profiler.report.words import bytes_text, count_text, flops_text, seconds_text
+from sparse_tx.profiler.report.words import (
+    bytes_text,
+    count_text,
+    flops_text,
+    macs_text,
+    seconds_text,
+)
 
 Ticks = list[tuple[float, str]]
 
@@ -31,7 +37,8 @@ def quantity_levels(kind: str, values: Iterable[float]) -> list[Ticks]:
     """Levels of ticks around ``values``: powers of ten, then 1-2-5, then every digit.
 
     Args:
-        kind: ``bytes``, ``flops`` or ``seconds``, which are told in minutes, hours and days.
+        kind: ``bytes``, ``flops``, ``macs`` or ``seconds``, which are told in minutes, hours and
+            days.
         values: those above 0 decide the range; a decade is left on both sides.
     """
     known = [value for value in values if value > 0]
@@ -41,6 +48,7 @@ def quantity_levels(kind: str, values: Iterable[float]) -> list[Ticks]:
     text: Callable[[float], str] = {
         "bytes": bytes_text,
         "flops": flops_text,
+        "macs": macs_text,
         "seconds": _time_mark,
     }[kind]
     levels = []

@@ -64,6 +64,11 @@ def flops_text(n: float | None) -> str:
     return _in_thousands(n, "FLOP")
 
 
+def macs_text(n: float | None) -> str:
+    """Multiply-accumulates: ``22.2 GMAC``."""
+    return _in_thousands(n, "MAC")
+
+
 def seconds_text(seconds: float | None) -> str:
     """A duration: ``0.34 s``, ``12 s``, ``3.4 min``, ``2.1 h``, ``5 days``."""
     if seconds is None or not isfinite(seconds):
