@@ -50,14 +50,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: f
         q, k, v = q.detach(), k.detach(), v.detach()
     T = q.shape[2]
     # A stride as long as the text reads the query's own position.
-    heads = tuple(
-        Local(1) if isinstance(pattern, Strided) and pattern.stride >= T else pattern
-        for pattern in heads
-    )
+    heads = tuple(Local(1) if (_stride_of(pattern) or 0) >= T else pattern for pattern in heads)
     groups: dict[int | None, list[int]] = {}
     for head, pattern in enumerate(heads):
-        stride = pattern.stride if isinstance(pattern, Strided) else None
-        groups.setdefault(stride, []).append(head)
+        groups.setdefault(_stride_of(pattern), []).append(head)
     parts = []
     for stride, chosen in groups.items():
         own = [x if len(groups) == 1 else x[:, chosen] for x in (q, k, v)]
@@ -70,6 +66,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: tuple[Pattern, ...], scale: f
     order = [head for chosen in groups.values() for head in chosen]
     back = torch.tensor(order, device=q.device).argsort()
     return torch.cat(parts, 1).index_select(1, back)
+
+
+def _stride_of(pattern: Pattern) -> int | None:
+    """Of a pattern that is one strided set."""
+    (first, *others) = pattern.parts
+    return first.stride if isinstance(first, Strided) and not others else None
 
 
 def why_not(

@@ -16,6 +16,7 @@ from sparse_tx.errors import UserError
 from sparse_tx.masks import (
     TileCounts,
     check_map,
+    fits_text,
     save_map_png,
     save_png,
     text_map,
@@ -23,7 +24,8 @@ from sparse_tx.masks import (
     tile_layout,
 )
 from sparse_tx.masks.cells import counted, numbered
-from sparse_tx.patterns import Dense, Layer, Pattern, Stack, parse_pattern, reachability
+from sparse_tx.patterns import Dense, Layer, Local, Pattern, Stack, parse_pattern, reachability
+from sparse_tx.patterns.reachability import sources_at_once
 
 COMPLETE, INCOMPLETE = 0, 1
 
@@ -124,7 +126,7 @@ def _main(argv: list[str]) -> int:
     selection = _selection(args)
     with Console(stderr=True).status(f"{args.action} ..."):
         if args.action == "show":
-            status, text = 0, _pictures(selection)
+            status, text = 0, _pictures(selection, drawn=args.png is not None)
         elif args.action == "count":
             status, text = 0, _count(selection, args.tile_size, args.json)
         else:
@@ -203,11 +205,14 @@ def _seen(chosen: Selection) -> dict[str, int]:
     return {"query": chosen.query, "n_head": chosen.n_head}
 
 
-def _pictures(chosen: Selection) -> str:
+def _pictures(chosen: Selection, *, drawn: bool) -> str:
     if chosen.map:
-        picture = text_map(chosen.stack, chosen.layers, *chosen.map, **_seen(chosen))
         row, column = divmod(chosen.query, chosen.map[1])
-        return f"{chosen}; row {row}, column {column} looks\n\n{picture}"
+        header = f"{chosen}; row {row}, column {column} looks"
+        if drawn and not fits_text(*chosen.map):
+            return header
+        picture = text_map(chosen.stack, chosen.layers, *chosen.map, **_seen(chosen))
+        return f"{header}\n\n{picture}"
     blocks = [str(chosen)]
     for layer, numbers in chosen.layers.items():
         picture = text_picture(layer, chosen.seq_len, chosen.n_head)
@@ -366,6 +371,8 @@ def _check(chosen: Selection, as_json: bool) -> tuple[int, str]:
 def _seconds_to_check(chosen: Selection) -> float:
     """Estimate the time of ``reachability``, which joins one set of up to T bits for each pair."""
     T = chosen.seq_len
+    if not chosen.causal:
+        return _seconds_to_check_map(chosen)
     per_pair = _SECONDS_PER_PAIR + T / 16 * _SECONDS_PER_BYTE  # sets are half full on average
     total = 0.0
     for layer, numbers in chosen.layers.items():
@@ -374,3 +381,15 @@ def _seconds_to_check(chosen: Selection) -> float:
             pairs = 0 if isinstance(pattern, Dense) else pattern.count_pairs(T, chosen.causal)
             total += len(numbers) * (T * _SECONDS_PER_QUERY + pairs * per_pair)
     return total
+
+
+def _seconds_to_check_map(chosen: Selection) -> float:
+    """The same without the triangle, where what a class reads is joined once for all of it."""
+    T, at_once = chosen.seq_len, sources_at_once(chosen.seq_len)
+    per_join = _SECONDS_PER_PAIR + at_once / 8 * _SECONDS_PER_BYTE
+    total = 0.0
+    for layer, numbers in chosen.layers.items():
+        for part in {part for head in layer.heads(chosen.n_head) for part in head.parts}:
+            joins = T * min(T, 2 * part.window - 1) if isinstance(part, Local) else T
+            total += len(numbers) * (T * _SECONDS_PER_QUERY + (T + joins) * per_join)
+    return total * -(-T // at_once)

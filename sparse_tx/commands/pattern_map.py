@@ -49,7 +49,7 @@ def map_query(text: str | None, size: tuple[int, int] | None) -> int:
 
 
 def _two_numbers(flag: str, text: str, separator: str, example: str) -> tuple[int, int]:
-    numbers = [number.strip() for number in text.split(separator)]
+    numbers = [number.strip() for number in text.lower().split(separator)]
     if len(numbers) != 2 or not all(n.isdecimal() and n.isascii() for n in numbers):
         raise UserError(f"{flag} is '{text}'; write two whole numbers as in {example}")
     return int(numbers[0]), int(numbers[1])

@@ -2,7 +2,7 @@
 
 from sparse_tx.masks.dense import dense_mask
 from sparse_tx.masks.flex import block_mask
-from sparse_tx.masks.map_picture import check_map, save_map_png, text_map
+from sparse_tx.masks.map_picture import check_map, fits_text, save_map_png, text_map
 from sparse_tx.masks.picture import save_png, text_picture
 from sparse_tx.masks.tiles import TileCounts, TileLayout, pairs_of_queries, tile_layout
 
@@ -12,6 +12,7 @@ __all__ = [
     "block_mask",
     "check_map",
     "dense_mask",
+    "fits_text",
     "pairs_of_queries",
     "save_map_png",
     "save_png",

@@ -15,8 +15,8 @@ from sparse_tx.masks.cells import numbered
 from sparse_tx.masks.picture_file import write_picture
 from sparse_tx.patterns import Layer, Pattern, Stack
 
-# Wider maps are for ``--png``.
-WIDEST_TEXT = 128
+# Larger maps are for ``--png``.
+WIDEST_TEXT, HIGHEST_TEXT = 128, 512
 UNREAD, READ, REACHED, QUERY = range(4)
 _MARKS = "·▓▒█"
 _LARGEST = 1 << 20
@@ -30,6 +30,11 @@ def check_map(stack: Stack, H: int, W: int) -> None:
             f"'{stack}' is made for maps {others[0]} wide, and the map is {H}x{W}; write {W} where"
             f" it has {others[0]}"
         )
+
+
+def fits_text(H: int, W: int) -> bool:
+    """Whether a map is small enough for a picture in text."""
+    return H <= HIGHEST_TEXT and W <= WIDEST_TEXT
 
 
 def read_on_map(pattern: Pattern, query: int, H: int, W: int) -> np.ndarray:
@@ -109,10 +114,10 @@ def text_map(
         UserError: the map is too wide for text, or the pattern is made for another width.
     """
     check_map(stack, H, W)
-    if W > WIDEST_TEXT:
+    if not fits_text(H, W):
         raise UserError(
-            f"a map {W} wide has no picture in text, which is {WIDEST_TEXT} wide at most; draw it"
-            " by --png FILE"
+            f"a map of {H} x {W} has no picture in text, which has {HIGHEST_TEXT} rows of"
+            f" {WIDEST_TEXT} at most; draw it by --png FILE"
         )
     blocks = []
     for title, marks in panels(stack, layers, H, W, query=query, n_head=n_head):

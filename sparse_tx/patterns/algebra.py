@@ -18,7 +18,12 @@ ones up to itself: the triangle, ``causal``. In a map, whose positions have no o
 from dataclasses import dataclass, fields, replace
 
 from sparse_tx.errors import UserError
-from sparse_tx.patterns.counting import Conditions, count_both_ways, count_union
+from sparse_tx.patterns.counting import (
+    Conditions,
+    count_by_readers,
+    count_joint_classes,
+    count_union,
+)
 from sparse_tx.patterns.keyset import Comb, KeySet
 
 # Sizes are multiplied by positions and strides in 64 bits.
@@ -72,13 +77,17 @@ class Pattern:
         """Count the allowed (query, key) pairs among ``T`` positions, exactly.
 
         Causal ones without a visit to every query, as ``Conditions.count_pairs`` says; so too
-        without the triangle, unless summaries, tiles or lattices are among the sets (``O(T)``).
+        without the triangle, unless tiles or lattices are among the sets, which takes O(T), or
+        with windows and summaries beside them the time to look at every position's keys.
         """
         if causal:
             return count_union(self.conditions, T)
         if self.counts_by_mirror:
             return 2 * count_union(self.conditions, T) - T
-        return count_both_ways(self, T)
+        parts = tuple(dict.fromkeys(self.parts))
+        if all(isinstance(part, Partition) for part in parts):
+            return count_joint_classes(parts, T)
+        return count_by_readers(self, T)
 
     def read_set(self, i: int, T: int | None = None) -> KeySet:
         """The keys that query ``i`` reads; given ``T``, among so many without the triangle."""
@@ -126,7 +135,7 @@ class Pattern:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(
                     f"the {name} of a '{self.word}' pattern is {value!r}; it must be a whole number"
-                    " of tokens, 1 or more"
+                    " of positions, 1 or more"
                 )
             if value > LARGEST:
                 raise UserError(

@@ -8,9 +8,9 @@ follows by inclusion and exclusion.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import inf, lcm
 
 from sparse_tx.patterns.keyset import Comb
@@ -97,10 +97,25 @@ def count_union(sets: Iterable[Conditions], T: int) -> int:
     return sum(times * joint.count_pairs(T) for joint, times in terms.items() if times)
 
 
-def count_both_ways(pattern, T: int) -> int:
-    """Count the pairs of a pattern among ``T`` positions without the triangle, in O(T).
+def count_joint_classes(partitions: Sequence, T: int) -> int:
+    """Count the pairs among ``T`` positions that share a class of at least one of ``partitions``.
 
-    Positions of one class read the same keys, which are counted once.
+    By inclusion and exclusion, since what several have in common parts the positions again; O(T)
+    for each selection of them.
+    """
+    of_each = [[part.class_of(i) for i in range(T)] for part in partitions]
+    total = 0
+    for size in range(1, len(partitions) + 1):
+        for chosen in combinations(of_each, size):
+            total -= (-1) ** size * sum(n * n for n in Counter(zip(*chosen, strict=True)).values())
+    return total
+
+
+def count_by_readers(pattern, T: int) -> int:
+    """Count the pairs of any pattern among ``T`` positions without the triangle.
+
+    Positions of one class read the same keys, which are counted once: for windows and what they
+    are merged with, at every position.
     """
     readers: dict = {}  # of each class, one position and how many there are
     for i in range(T):

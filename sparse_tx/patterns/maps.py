@@ -129,7 +129,8 @@ class Tiles(_Squares):
         row, column = i // self.width, i % self.width
         top, left = row - row % self.edge, column - column % self.edge
         right = min(self.width, left + self.edge)
-        starts = (r * self.width for r in range(top, top + self.edge))
+        bottom = min(top + self.edge, -(-T // self.width))
+        starts = (r * self.width for r in range(top, bottom))
         return tuple(Comb(s + left, min(T, s + right)) for s in starts if s + left < T)
 
 

@@ -12,8 +12,10 @@ from operator import or_
 from sparse_tx.patterns.algebra import Pattern
 from sparse_tx.patterns.stacks import Stack
 
-# Sources are followed in batches of this many bits, which bounds the memory at T * 8 KiB.
+# Sources are followed in batches of this many bits, or of fewer where so many positions that each
+# have a batch before a layer, and after it, would take more than a GiB.
 _SOURCES_AT_ONCE = 65_536
+_BITS = 1 << 33
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Reachability:
         return self.missing == 0
 
 
+def sources_at_once(T: int) -> int:
+    """How many positions are followed together through ``T``."""
+    return max(1, min(_SOURCES_AT_ONCE, T, _BITS // (2 * max(1, T))))
+
+
 def reachability(
     stack: Stack,
     T: int,
@@ -45,6 +52,7 @@ def reachability(
 
     A position keeps what it has (the residual stream) and adds what any head of the layer reads.
     Takes O(layers * pairs * T / 64) machine words of work: seconds at T of some ten thousands.
+    Without the triangle, positions of one class are one reader.
 
     Args:
         stack: the patterns.
@@ -56,9 +64,9 @@ def reachability(
     """
     depth = len(stack.layers) if n_layer is None else n_layer
     layers = [tuple(dict.fromkeys(stack.layer(n).heads(n_head))) for n in range(depth)]
-    missing, examples = 0, []
-    for first in range(0, T, _SOURCES_AT_ONCE):
-        last = min(T, first + _SOURCES_AT_ONCE)
+    missing, examples, at_once = 0, [], sources_at_once(T)
+    for first in range(0, T, at_once):
+        last = min(T, first + at_once)
         # has[i]: bit j - first is set once what stood at position j has arrived at position i.
         has = [1 << i - first if first <= i < last else 0 for i in range(T)]
         for patterns in layers:

@@ -196,6 +196,7 @@ def _useful_tile_share(model: ModelConfig) -> float:
 
 @lru_cache(maxsize=256)
 def _tiling(pattern: Pattern, T: int) -> Tiling:
-    if isinstance(pattern, Strided):
-        return tiles_in_columns(pattern, T, TILE_SIZE)
+    first, *others = pattern.parts
+    if isinstance(first, Strided) and not others:
+        return tiles_in_columns(first, T, TILE_SIZE)
     return tiles_in_place(pattern, T, TILE_SIZE)

@@ -76,9 +76,41 @@ def test_low_precision(dtype):
 
 
 def test_large_scores_stay_finite():
-    q, k, v, d_out = make_inputs(1, 2, 63, 8, 8, dtype=torch.float32)
-    found = run("views", "rows:7+lattice:7:2", q * 300, k * 300, v, d_out)
-    assert all(x.isfinite().all() for x in found)
+    q, k, v, d_out = make_inputs(1, 2, 63, 8, 8)
+    for factor in (1e3, 1e17):  # scores beyond what stands for none of a row without keys
+        inputs = (q * factor, k * factor, v, d_out)
+        expected = run("reference", "rows:7+lattice:7:2", *inputs)
+        found = run("views", "rows:7+lattice:7:2", *inputs)
+        assert largest_error(found[:1], expected[:1]) < 1e-9
+        assert all(x.isfinite().all() for x in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pattern", ["crisscross:7", "local:4", "summary:8:2"])
+def test_autocast_changes_nothing(pattern, dtype):
+    inputs = make_inputs(2, 2, 35, 8, 8, dtype=dtype)
+    expected = run("views", pattern, *inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run("views", pattern, *inputs)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == dtype and torch.equal(mine, theirs)
+
+
+def test_long_windows_take_no_square_of_positions():
+    T, window = 1 << 14, 1 << 12
+    (position,) = (torch.arange(T),)
+    for _, keys in groups._windows(window, position):
+        assert keys.untyped_storage().data_ptr() == position.untyped_storage().data_ptr()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("pattern", MAP_HEADS)
+def test_views_equal_the_reference_on_cuda(pattern):
+    inputs = make_inputs(2, 4, 263, 16, 16)
+    expected = run("reference", pattern, *inputs)
+    found = run("views", pattern, *(x.to("cuda") for x in inputs))
+    assert largest_error([x.cpu() for x in found], expected) < 1e-11
 
 
 @pytest.mark.parametrize("engine", ["reference", "views"])
@@ -121,9 +153,8 @@ def test_rows_and_columns_are_dense_attention_on_views():
     rows = torch.nn.functional.scaled_dot_product_attention(*as_map)
     found = sparse_attention(q, k, v, f"rows:{W}", causal=False)
     assert largest_error([found], [rows.reshape(q.shape)]) < 1e-14
-    columns = torch.nn.functional.scaled_dot_product_attention(
-        *(x.mT.mT.transpose(2, 3) for x in as_map)
-    )
+    upright = [x.transpose(2, 3) for x in as_map]
+    columns = torch.nn.functional.scaled_dot_product_attention(*upright)
     found = sparse_attention(q, k, v, f"columns:{W}", causal=False)
     assert largest_error([found], [columns.transpose(2, 3).reshape(q.shape)]) < 1e-14
 

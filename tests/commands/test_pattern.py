@@ -160,6 +160,22 @@ def test_show_a_map(capsys, tmp_path):
     assert "\n▓█▓▓\n" in out and "all 2 layers in turn: 12 of 12" in out
 
 
+def test_a_map_too_large_for_text_is_drawn(capsys, tmp_path):
+    path = tmp_path / "map.png"
+    status, _, err = run(capsys, "show", "rows:200", "--map", "20X200")
+    assert status == 2 and "a map of 20 x 200 has no picture in text" in err
+    status, out, _ = run(capsys, "show", "rows:200", "--map", "20X200", "--png", path)
+    assert status == 0 and path.stat().st_size > 1000 and out.count("\n") == 1
+
+
+def test_the_estimate_of_a_map_is_of_the_right_size():
+    for notation, size in (("rows:64,columns:64", 64), ("local:4", 64), ("dense", 64)):
+        stack = command.parse_pattern(notation)
+        layers = {layer: [n] for n, layer in enumerate(stack.layers)}
+        chosen = command.Selection(stack, layers, 1, size * size, (size, size))
+        assert 0.002 < command._seconds_to_check(chosen) < 3
+
+
 def test_count_a_map(capsys):
     status, out, _ = run(capsys, "count", "rows:97,columns:97", "--map", "97x97", "--json")
     report = json.loads(out)
@@ -193,7 +209,7 @@ def test_check_a_map(capsys):
         (["count", "tiles:6:2", "--seq_len", 24], "has no causal form: it belongs to maps"),
         (["show", "lattice:6:2"], "has no causal form"),
         (
-            ["check", "rows:1000", "--map", "1000x1000"],
+            ["check", "local:99", "--map", "1000x1000"],
             "minutes and the limit is 2; a smaller --map",
         ),
     ],

@@ -295,7 +295,7 @@ def test_an_engine_that_shifts_a_sum_by_a_forbidden_key(monkeypatch):
 
 
 def test_a_pattern_that_allows_the_future(monkeypatch):
-    monkeypatch.setattr(Local, "allows", lambda self, q, k: q - k < self.window)
+    monkeypatch.setattr(Local, "allows", lambda self, q, k, causal=True: q - k < self.window)
     fault = the_fault(make_model(pattern="local:5"), engines=["views"])
     assert (fault.kind, fault.query, fault.key, fault.seq_len) == ("leak", 0, 1, 2)
     assert "'local:5' allows query 0 the later key 1" in str(fault)

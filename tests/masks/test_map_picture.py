@@ -84,7 +84,7 @@ def test_mistakes(tmp_path):
         UserError, match="is made for maps 6 wide, and the map is 4x7; write 7 where"
     ):
         check_map(stack, 4, 7)
-    with pytest.raises(UserError, match="a map 200 wide has no picture in text"):
+    with pytest.raises(UserError, match="a map of 2 x 200 has no picture in text"):
         text("dense", 2, 200)
     stack = parse_pattern("dense")
     options = {"query": 0, "n_head": 1}

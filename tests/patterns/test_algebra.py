@@ -153,7 +153,7 @@ def test_layers_repeat_over_the_depth():
 def test_sizes_must_be_whole_numbers():
     for make in (Local, Strided, BlockLocal):
         for size in (0, -3, 2.5, True, "8"):
-            with pytest.raises(UserError, match="must be a whole number of tokens, 1 or more"):
+            with pytest.raises(UserError, match="must be a whole number of positions, 1 or more"):
                 make(size)
     with pytest.raises(UserError, match="columns"):
         Fixed(8, 0)

@@ -72,6 +72,18 @@ def test_positions_of_a_class_read_the_same(notation):
         assert np.array_equal(of_class.setdefault(pattern.class_of(i), mask[i]), mask[i])
 
 
+def test_many_tiles_and_lattices_are_counted_by_their_joint_classes():
+    W, E = 96, 8
+    pattern = head_of(f"tiles:{W}:{E}+lattice:{W}:{E}")
+    in_both = 1  # of one tile, only the query itself stands in its lattice
+    each = E * E + (W // E) ** 2 - in_both
+    assert pattern.count_pairs(W * W, causal=False) == W * W * each
+
+
+def test_huge_tiles_of_small_maps():
+    assert list(Tiles(10**9, 10**9).read_set(4, 9)) == list(range(9))
+
+
 def test_in_a_text_rows_are_blocks_and_columns_strides():
     """A map's row attention is the paper's block, its column attention the paper's stride."""
     for T in LENGTHS:

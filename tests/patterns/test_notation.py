@@ -72,7 +72,7 @@ def test_equal_neighbours_are_written_as_a_repetition():
         ("summary:8:", "'' in 'summary:8:' of pattern 'summary:8:' is no whole number of tokens"),
         ("local:x", "'x' in 'local:x' of pattern 'local:x' is no whole number of tokens"),
         ("local:1.5", "'1.5' in 'local:1.5'"),
-        ("local:0", "the window of a 'local' pattern is 0; it must be a whole number of tokens"),
+        ("local:0", "the window of a 'local' pattern is 0; it must be a whole number of positions"),
         ("strided:-2", "the stride of a 'strided' pattern is -2"),
         ("block:0", "the length of a 'block' pattern is 0"),
         ("summary:8:0", "the columns of a 'summary' pattern is 0"),

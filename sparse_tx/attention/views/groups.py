@@ -92,12 +92,10 @@ def _windows(window: int, position: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             inner.append(start)
         else:
             yield position[start:stop][None], position[low:high][None]
-    if inner:
-        first = torch.tensor(inner, device=position.device)[:, None]
-        yield (
-            first + position[:rows],
-            first + torch.arange(1 - window, rows + window - 1, device=position.device),
-        )
+    if inner:  # they follow one another; views, for their keys overlap
+        queries = position[inner[0] : inner[-1] + rows].view(-1, rows)
+        keys = position[inner[0] + 1 - window : inner[-1] + rows + window - 1]
+        yield queries, keys.unfold(0, rows + 2 * (window - 1), rows)
 
 
 def _cut(queries: Tensor, keys: Tensor, n_scores: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,7 +7,9 @@ computed again. Scores are in units of log 2, and low-precision inputs computed 
 there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +42,22 @@ def attend_both_ways(
     return _TwoSidedAttention.apply(q, k, v, heads, scale)
 
 
+def _in_own_precision(run: Callable) -> Callable:
+    """Multiply in the types of the factors, whatever autocast is on: sums are kept in float32."""
+
+    @wraps(run)
+    def wrapped(ctx, x, *rest):
+        if not torch.amp.is_autocast_available(x.device.type):
+            return run(ctx, x, *rest)
+        with torch.autocast(x.device.type, enabled=False):
+            return run(ctx, x, *rest)
+
+    return wrapped
+
+
 class _TwoSidedAttention(torch.autograd.Function):
     @staticmethod
+    @_in_own_precision
     def forward(ctx, q, k, v, heads, scale):
         dtype = compute_dtype(q)
         out = torch.empty_like(v, dtype=dtype)
@@ -56,6 +72,7 @@ class _TwoSidedAttention(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only
+    @_in_own_precision
     def backward(ctx, d_out):
         q, k, v, out, lse = ctx.saved_tensors
         delta = row_products(d_out, out, lse.dtype)
@@ -104,7 +121,8 @@ def _forward(group: Group, q, k, v, out, lse, scale: float) -> None:
     dtype = lse.dtype
     scores = _scores(group, _take(q, group.queries, dtype), _take(k, group.keys, dtype), scale)
     if group.keys.numel():
-        peak = scores.amax(-1, keepdim=True).clamp_(min=NO_KEY)
+        peak = scores.amax(-1, keepdim=True)
+        peak.masked_fill_(peak == -inf, NO_KEY)
     else:
         peak = scores.new_full((*scores.shape[:-1], 1), NO_KEY)
     total = scores.sub_(peak).exp2_().sum(-1, keepdim=True).clamp_(min=torch.finfo(dtype).tiny)
