@@ -121,7 +121,7 @@ def attention_peak(
     """
     run = ForwardPass(model, T, batch, workspaces)
     C, Q = model.n_embd, model.qk_width
-    copied = model.qk_norm or model.position == "rope"
+    copied = model.qk_norm or model.rotates
     run.rows(INPUTS, 2 * Q + C + (2 * Q if copied else 0) + C)  # with the gradient of the output
     run.rows(ATTENTION, C + model.n_head)
     run.rows(ACTIVATION_GRADIENTS, C + 2 * Q + model.n_head)

@@ -214,7 +214,7 @@ class TrainingPass(ForwardPass):
         projected."""
         config, C = self.config, self.config.n_embd
         Q, V = (n_head * width // config.n_head for width in (config.qk_width, C))
-        turned, normed = config.position == "rope", config.qk_norm
+        turned, normed = config.rotates, config.qk_norm
         if turned:
             self.give(kept["qk"])
         d_qk = self.rows(ACTIVATION_GRADIENTS, 2 * Q)

@@ -73,7 +73,7 @@ class ForwardPass:
 
     def rotary_table(self) -> None:
         """The turns of rotary positions, kept from pass to pass for lengths up to a power of 2."""
-        if self.config.position == "rope":
+        if self.config.rotates:
             head_dim = self.config.qk_width // self.config.n_head
             self.table = self.ledger.take(
                 ROTARY_TABLE, (1 << (self.T - 1).bit_length()) * head_dim * FLOAT
@@ -136,8 +136,7 @@ class ForwardPass:
                 indices.append(rows)
             else:
                 self.give(rows)
-        axes = {"grid": self.config.grid, "table": (self.config.seq_len,)}
-        if axes := axes.get(self.config.position, ()):
+        if axes := self.config.position_axes:
             place = self.ledger.take(TOKENS, self.T * INT64)
             total = None
             for _ in axes:
@@ -231,7 +230,7 @@ class ForwardPass:
             self.give(copy)
             if not keep:
                 self.give(kept["qk stats"])
-        if config.position == "rope":
+        if config.rotates:
             if self.table_is_new:  # made of angles and complex numbers in float64, 3 times as large
                 self.give(self.ledger.take(ROTARY_TABLE, 3 * self.table.size))
                 self.table_is_new = False

@@ -81,11 +81,17 @@ def positions(config: ModelConfig, T: int | None) -> int:
     return T
 
 
-def require_count(name: str, value: int, unit: str) -> None:
+def require_count(name: str, value: int, unit: str | None = None) -> None:
     """Refuse what is no number of things.
+
+    Args:
+        name: what the value is called.
+        value: to be looked at.
+        unit: what is counted, for the message.
 
     Raises:
         UserError: ``value`` is no integer, or below 1.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} is {value!r}; it must be a whole number of {unit}, 1 or more")
+        of_what = f" of {unit}" if unit else ""
+        raise UserError(f"{name} is {value!r}; it must be a whole number{of_what}, 1 or more")

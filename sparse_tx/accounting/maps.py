@@ -207,16 +207,20 @@ def non_local(
         norm: whether a norm follows the last convolution.
         subsample: None; "after" pools phi and g, "before" the map that they are computed of.
         factor: edge of that pool, see ``pooled``.
-        pattern: which positions meet; all when not given.
+        pattern: which positions meet, in one layer, for a softmax and without subsampling; all
+            when not given.
 
     Raises:
         UserError: the channels are odd and no ``inner`` is given, or the pattern is for maps of
-            another width.
+            another width, of several layers, or given where it cannot be.
     """
     C, N = shape.channels, shape.positions
     _require_word("similarity", similarity, SIMILARITIES)
     if subsample is not None:
         _require_word("subsample", subsample, SUBSAMPLES)
+    if pattern is not None:
+        pattern = _stack(pattern)
+        check_pattern_of_non_local(pattern, similarity, subsample)
     inner = _divided(C, 2) if inner is None else inner
     require_count("inner", inner, "channels")
     keys = N if subsample is None else pooled(shape, factor).positions
@@ -243,6 +247,25 @@ def non_local(
         pair_macs=pairs * (width_of_scores + inner),
         attention_map=pairs,
     )
+
+
+def check_pattern_of_non_local(steps: Stack, similarity: str, subsample: str | None) -> None:
+    """Raise a ``UserError`` where a non-local block cannot follow the pattern ``steps``."""
+    if similarity in ("dot", "concat"):
+        raise UserError(
+            f"similarity '{similarity}' of NonLocal cannot follow the pattern '{steps}', which"
+            " needs a softmax; take 'embedded' or 'gaussian', or leave the pattern out"
+        )
+    if subsample is not None:
+        raise UserError(
+            f"NonLocal with subsample '{subsample}' reads positions of a smaller map, which the"
+            f" pattern '{steps}' does not number; leave one of the two out"
+        )
+    if len(steps.layers) > 1:
+        raise UserError(
+            f"the pattern '{steps}' has {len(steps.layers)} layers, but NonLocal is one step; put"
+            " one block for each after another"
+        )
 
 
 def position_attention(
@@ -286,11 +309,7 @@ def pairs_of_steps(pattern: str | Pattern | Layer | Stack, shape: MapShape) -> t
     Raises:
         UserError: the pattern has several groups of heads, or is for maps of another width.
     """
-    if isinstance(pattern, str):
-        pattern = parse_pattern(pattern)
-    if isinstance(pattern, Pattern):
-        pattern = Layer((pattern,))
-    layers = pattern.layers if isinstance(pattern, Stack) else (pattern,)
+    layers = _stack(pattern).layers
     known: dict[Layer, int] = {}
     for layer in layers:
         if layer in known:
@@ -318,6 +337,15 @@ def pooled(shape: MapShape, factor: int = 2) -> MapShape:
     require_count("factor", factor, "positions")
     time, space = shape.sizes[:-2], shape.sizes[-2:]
     return MapShape((*time, *(-(-size // factor) for size in space)), shape.channels)
+
+
+def _stack(pattern: str | Pattern | Layer | Stack) -> Stack:
+    """A pattern as the steps that it is."""
+    if isinstance(pattern, str):
+        return parse_pattern(pattern)
+    if isinstance(pattern, Pattern):
+        pattern = Layer((pattern,))
+    return Stack((pattern,)) if isinstance(pattern, Layer) else pattern
 
 
 def _divided(channels: int, reduction: int) -> int:

@@ -78,8 +78,7 @@ def list_weights(config: ModelConfig) -> Iterator[Weights]:
     yield Weights("embeddings", (config.vocab_size + 1, C), config.recent_tokens, False)
     if config.lookup_rows:
         yield Weights("lookups", (config.lookup_rows, C), 1, False)
-    axes = {"grid": config.grid, "table": (config.seq_len,)}.get(config.position, ())
-    for size in axes:
+    for size in config.position_axes:
         yield Weights("positions", (size, C), 1, False)
     per_norm = 2 if config.norm == "layernorm" and config.bias else 1
     yield Weights("norms", (C,), 2 * L * per_norm, True)

@@ -3,7 +3,8 @@
 A pattern has no weights of its own, and no other part of the model but its positions depends on the
 length: every other weight is taken as it is. Positions carry over like this:
 
-* ``rope`` and ``none`` have no weights, and reach any length;
+* ``rope`` and ``none`` have no weights, and reach any length; the grid of ``grid+rope`` is that of
+  ``grid``;
 * ``grid`` keeps the grid that was trained, whatever the stride of the new pattern, and explicitly:
   by itself a grid takes its width from the pattern. Where the text is longer, the first axis is;
 * ``table`` keeps its first ``seq_len`` rows, or gets more.
@@ -61,7 +62,7 @@ def transplanted(trained: ModelConfig, wanted: ModelConfig) -> ModelConfig:
                 f" {before}; leave {field.name} as it was: weights can be taken over under another"
                 " pattern or seq_len, not into another model"
             )
-    if wanted.position != "grid":
+    if not wanted.has_grid:
         return wanted
     if not wanted.position_shape:
         return replace(wanted, position_shape=_grown(trained.grid, wanted.seq_len))
@@ -93,11 +94,10 @@ def transplant_weights(
     weights: dict[str, Tensor], trained: ModelConfig, wanted: ModelConfig
 ) -> dict[str, Tensor]:
     """The weights of ``trained`` for ``wanted``, a configuration that ``transplanted`` made."""
-    rows = {"grid": lambda: wanted.grid[0], "table": lambda: wanted.seq_len}
-    if wanted.position not in rows:
+    if not wanted.position_axes:
         return weights
     # The first table is that of the axis which grows; one of positions is the only one there is.
-    table, n_rows = weights[_FIRST_TABLE], rows[wanted.position]()
+    table, n_rows = weights[_FIRST_TABLE], wanted.position_axes[0]
     new = table.mean(dim=0, keepdim=True).expand(max(0, n_rows - len(table)), -1)
     return weights | {_FIRST_TABLE: torch.cat([table[:n_rows], new])}
 
@@ -109,7 +109,7 @@ def positions_in_words(trained: ModelConfig, wanted: ModelConfig) -> str:
     """How ``transplant_weights`` carries the positions over, for a person."""
     if wanted.position in ("rope", "none"):
         return f"{wanted.position}, without weights of their own: as they were at any length"
-    if wanted.position == "grid":
+    if wanted.has_grid:
         kept = f"the trained grid of {_by(trained.grid)} is kept"
         if wanted.grid == trained.grid:
             return kept

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint
 from sparse_tx.commands.output_file import check_output, write_output
-from sparse_tx.commands.shell import CommandParser, choose_device
+from sparse_tx.commands.shell import CommandParser, choose_device, note
 from sparse_tx.data import Tokenizer
 from sparse_tx.errors import UserError
 from sparse_tx.generation.native import why_not_native
@@ -92,8 +92,3 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def note(text: str) -> None:
-    """Say something to whoever called, not to whoever reads stdout."""
-    print(text, file=sys.stderr)

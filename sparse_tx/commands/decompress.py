@@ -8,11 +8,10 @@ from sparse_tx.commands.compressed_files import (
     give_output,
     load_model,
     make_parser,
-    note,
     progress_bar,
     read_file,
 )
-from sparse_tx.commands.shell import run_command
+from sparse_tx.commands.shell import note, run_command
 from sparse_tx.errors import UserError
 from sparse_tx.generation.compression import Compressed, decompress
 

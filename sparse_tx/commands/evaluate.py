@@ -1,20 +1,13 @@
 """``sparse-tx evaluate``: bits per byte of a text under stated protocols."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from time import perf_counter
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from sparse_tx.checkpoint import (
@@ -26,30 +19,30 @@ from sparse_tx.checkpoint import (
 )
 from sparse_tx.commands.json_file import check_json_file, write_json
 from sparse_tx.commands.scored_text import ScoredText, encoded_text, tokenized_text
+from sparse_tx.commands.scoring_display import ScoringDisplay
 from sparse_tx.commands.shell import CommandParser, choose_device, run_command
 from sparse_tx.commands.tables import table_lines
 from sparse_tx.config import DataConfig, ModelConfig
+from sparse_tx.data import shape_in_words
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation import (
     Evaluation,
     LanguageModel,
     TrainedModel,
     WindowPlan,
+    check_windows_of_images,
     evaluate,
     load_hugging_face,
     plan_windows,
 )
 from sparse_tx.profiler.provenance import provenance
-from sparse_tx.profiler.report.words import flops_text, seconds_text
+from sparse_tx.profiler.report.words import flops_text
 
 DESCRIPTION = """Score a whole text with a trained model, in bits per byte: every byte once, the end
 included. --min_context 0 takes windows that do not overlap, whose first tokens have little context;
 N has windows overlap so that every token after the first window has at least N tokens of the text
 before it in its own, which costs seq_len / (seq_len - N) times as much. Several may be asked for in
 one pass. --hf scores a Hugging Face causal language model on disk under the same protocols."""
-
-# Without a terminal, a line of progress is printed this often.
-_SECONDS_BETWEEN_LINES = 15
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,6 +94,7 @@ class _Subject:
         config: what its FLOPs are counted by; None where they are not counted.
         title: what it is, for a person.
         identity: the same for the JSON file.
+        image_shape: H, W, C where a window is an image; empty elsewhere.
     """
 
     model: LanguageModel
@@ -108,6 +102,7 @@ class _Subject:
     config: ModelConfig | None
     title: str
     identity: dict[str, Any]
+    image_shape: tuple[int, ...] = ()
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -122,10 +117,12 @@ def _evaluate(argv: list[str]) -> int:
     _say(f"text       {text.title}")
     _say(f"work       {_work(plan, flops)}")
     began = perf_counter()
-    with _Display(console) as show:
+    with ScoringDisplay(console) as show:
         found = evaluate(model, text.tokens, text.token_bytes, plan, on_progress=show.on_progress)
     seconds = perf_counter() - began
     _say(_tables(found))
+    if subject.image_shape:
+        _say(_dimensions_in_words(subject.image_shape))
     if args.json is not None:
         cost = {
             "windows": len(plan.starts),
@@ -174,6 +171,8 @@ def _trained(args, console: Console) -> _Subject:
     gpt, tokenizer, config = load_checkpoint(path, device=device, engine=args.engine)
     model = TrainedModel(gpt, args.seq_len)
     plan_windows(1, model.seq_len, args.min_context)  # a mistake in these is said at once
+    if config.data.image_shape:
+        check_windows_of_images(config.data.image_shape, model.seq_len, args.min_context)
     text = tokenized_text(
         console,
         _data(args, config.data),
@@ -202,6 +201,7 @@ def _trained(args, console: Console) -> _Subject:
             "engine": engine,
             "tokenizer": tokenizer.fingerprint,
         },
+        image_shape=config.data.image_shape,
     )
 
 
@@ -258,13 +258,15 @@ def _data(args, default: DataConfig) -> DataConfig:
                 f"--shares is '{args.shares}'; give three numbers in per cent, such as 90,5,5"
             ) from None
     source = default.data if args.data is None else args.data
-    return DataConfig(data=source, split=shares, cache_dir=default.cache_dir)
+    return replace(default, data=source, split=shares)
 
 
 def _figures(subject: _Subject, found: Evaluation, cost: dict[str, Any]) -> dict[str, Any]:
     first = found.scores[0]
+    of_images = {"bits_per_dimension": first.bpb} if subject.image_shape else {}
     return {
         "bpb": first.bpb,
+        **of_images,
         "bytes": first.bytes,
         "protocol": first.protocol,
         "protocols": [
@@ -311,6 +313,14 @@ def _work(plan: WindowPlan, flops: int | None) -> str:
     return words if flops is None else f"{words}; {flops_text(flops)}, useful ones"
 
 
+def _dimensions_in_words(shape: tuple[int, ...]) -> str:
+    return (
+        "Bits per dimension are bits per byte here: each byte is one of the"
+        f" {prod(shape):,} dimensions of an image of {shape_in_words(shape)}, and each window one"
+        " image."
+    )
+
+
 def _tables(found: Evaluation) -> str:
     """The figures, the protocols in words, and the loss by place."""
     scores = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -346,50 +356,3 @@ def _tables(found: Evaluation) -> str:
             *table_lines(curve),
         ]
     )
-
-
-class _Display:
-    """How far scoring is and how long it will take, on stderr."""
-
-    def __init__(self, console: Console):
-        self.console = console
-        self.progress = Progress(
-            TextColumn("[bold]scoring"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.progress.add_task("scoring", total=None)
-        self.passes = self.first_done = 0
-        self.first_at = self.last_line = perf_counter()
-
-    def __enter__(self) -> "_Display":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.progress.stop()
-
-    def on_progress(self, done: int, total: int) -> None:
-        """Take notice of a pass: tokens that went through the model, and those that will."""
-        self.progress.update(self.task, completed=done, total=total)
-        now = perf_counter()
-        self.passes += 1
-        if self.passes == 1:
-            # It also prepares what later ones find ready, and tells nothing of their time.
-            self.first_at, self.first_done = now, done
-            return
-        left = (now - self.first_at) / (done - self.first_done) * (total - done)
-        if self.passes == 2 and done < total:
-            self._note(f"time       about {seconds_text(left)}, by the second pass")
-            self.last_line = now
-        elif not self.console.is_terminal and now - self.last_line > _SECONDS_BETWEEN_LINES:
-            self._note(f"{done / total:6.1%}     about {seconds_text(left)} left")
-            self.last_line = now
-
-    def _note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -50,6 +50,7 @@ def read_with_status(
             tokenizer=data.tokenizer,
             vocab_size=vocab_size,
             split=data.split,
+            image_shape=data.image_shape,
             cache_dir=Path(data.cache_dir) if data.cache_dir else default_cache_dir(),
             existing_tokenizer=existing_tokenizer,
             progress=show_progress,

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint, weights_sha256
@@ -23,11 +20,19 @@ from sparse_tx.commands.json_lines import (
     write_texts,
 )
 from sparse_tx.commands.output_file import check_output, write_output
+from sparse_tx.commands.sample_images import (
+    ImageMaker,
+    check_flags_of_images,
+    check_run_of_images,
+    is_picture,
+)
+from sparse_tx.commands.sampling_meter import Meter, note_length, whole_texts
 from sparse_tx.commands.shell import (
     INTERRUPTED,
     CommandParser,
     called_as,
     choose_device,
+    note,
     run_command,
     silence_stdout,
 )
@@ -39,7 +44,8 @@ from sparse_tx.generation import TextRequest, Utf8Stream, generate_texts
 DESCRIPTION = """Continue a prompt with a trained model. One sample is written to the terminal as it
 is made, several are made at once and written one after another. The prompt comes first; bytes that
 are not UTF-8 are shown as U+FFFD. With --prompts, many prompts are continued, and the texts come as
-JSON Lines."""
+JSON Lines. A model of images writes a picture, --out FILE.png; with --complete, of halves that it
+completes."""
 
 MORE = """A text may grow longer than the model's context (seq_len): whenever the context is full,
 its oldest half is dropped and the model goes on with the rest. A line of --prompts is an object
@@ -51,6 +57,7 @@ seed, finish_reason (length or stop), text (without the prompt), bytes (in base6
 not UTF-8), tokens (their ids) and logprobs (with --logprobs)."""
 
 UNLIMITED = "unlimited"
+_LENGTH = "500"
 _BATCH_SIZE = 8
 
 
@@ -79,8 +86,16 @@ def _parser() -> CommandParser:
     add(
         "--length",
         type=str,
-        default="500",
-        help=f"Tokens to generate; {UNLIMITED}: until Ctrl-C or a stop string, on the terminal.",
+        default=None,
+        help=f"Tokens to generate ({_LENGTH}); {UNLIMITED}: until Ctrl-C or a stop string, on the"
+        " terminal.",
+    )
+    add(
+        "--complete",
+        type=str,
+        default=None,
+        help="Of a model of images: complete images whose upper half is given, those of a split of"
+        " the run's data (valid, test) or of an image file, a folder or an array (.npy).",
     )
     # Without a type, text is taken as it is; argparse makes the list.
     add(
@@ -101,7 +116,7 @@ def _parser() -> CommandParser:
         default=None,
         help="Write prompt and continuation, as bytes, to this file instead of the terminal;"
         " several samples get -1, -2 and so on before the file's extension. JSON Lines go to one"
-        " file, each once it is made.",
+        " file, each once it is made; images to one picture, a .png file.",
     )
     add("--jsonl", action="store_true", help="Write JSON Lines, also without --prompts.")
     add(
@@ -131,19 +146,26 @@ def _parser() -> CommandParser:
 def _sample(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     common = TextRequest(
-        length=_length(args.length),
+        length=_length(_LENGTH if args.length is None else args.length),
         settings=SamplingConfig(**{f.name: args[f.name] for f in fields(SamplingConfig)}),
         seed=args.seed,
         stop=tuple(map(os.fsencode, args.stop or ())),
         logprobs=args.logprobs,
     )
     as_lines = args.jsonl or args.prompts is not None
-    _check(args, common, as_lines)
+    as_picture = not as_lines and is_picture(args.out)
+    _check(args, common, as_lines, as_picture)
     device = choose_device(args.device)
-    outputs = _outputs(args.out, 1 if as_lines else args.num_samples)
+    outputs = _outputs(args.out, 1 if as_lines or as_picture else args.num_samples)
     path = find_checkpoint(args.checkpoint, args.which)
     source = _read_source(args)
     model, tokenizer, config = load_checkpoint(path, device=device, engine=args.engine)
+    check_run_of_images(path, config.data, args.out, as_lines=as_lines)
+    if as_picture:
+        origin = f"{path}, {device}, seed {args.seed}"
+        maker = ImageMaker(model, tokenizer, config.data, common, origin)
+        maker.write(outputs[0], args.num_samples, args.complete)
+        return 0
     if args.prompts is not None:
         name = "standard input" if args.prompts == "-" else f"'{args.prompts}'"
         jobs = parse_prompts(source, name, tokenizer, common, args.num_samples)
@@ -157,8 +179,8 @@ def _sample(argv: list[str]) -> int:
     if as_lines:
         jobs = [replace(job, model=weights_sha256(path)) for job in jobs]
         lines = Lines(outputs[0] if outputs else None, jobs, resume=args.resume)
-    _note(f"{path}, {device}, seed {args.seed}")
-    _note_length(requests, config.model.seq_len)
+    note(f"{path}, {device}, seed {args.seed}")
+    note_length(requests, config.model.seq_len)
     with suppress(AttributeError):  # what stands for stdout need not be a terminal's stream
         sys.stdout.reconfigure(errors="replace")  # a character that the encoding lacks becomes "?"
     try:
@@ -167,13 +189,13 @@ def _sample(argv: list[str]) -> int:
         pieces = generate_texts(model, tokenizer, requests)
         if len(requests) == 1 and not outputs:
             return _stream(source, pieces, requests)
-        with _Meter(requests) as meter:
-            samples = _all_samples(meter.watch(pieces, requests), len(requests))
+        with Meter(requests) as meter:
+            samples = whole_texts(meter.watch(pieces, requests), len(requests))
         if outputs:
             _write(outputs, source, samples)
         else:
             _print(source, samples, args.seed)
-        _note(meter.summary())
+        note(meter.summary())
         return 0
     except OSError as error:
         silence_stdout()  # Python flushes it once more at exit
@@ -196,7 +218,7 @@ def _length(text: str) -> int | None:
         ) from None
 
 
-def _check(args: Any, common: TextRequest, as_lines: bool) -> None:
+def _check(args: Any, common: TextRequest, as_lines: bool, as_picture: bool) -> None:
     """Refuse what does not go together."""
     for name in ("num_samples", "batch_size"):
         if args[name] is not None and args[name] < 1:
@@ -214,6 +236,7 @@ def _check(args: Any, common: TextRequest, as_lines: bool) -> None:
             raise UserError(f"--{name} is for JSON Lines; add --jsonl, or give --prompts")
     if args.resume and args.out is None:
         raise UserError("--resume goes on with a file; name it with --out")
+    check_flags_of_images(args, as_picture)
 
 
 def _read_source(args: Any) -> bytes:
@@ -253,24 +276,24 @@ def _write_lines(
     """Make texts and write them as JSON Lines; returns the exit status."""
     where = f"in {lines.path}" if lines.path else "written"
     if lines.written:
-        _note(f"{lines.written:,} of {len(jobs):,} texts are {where} already")
+        note(f"{lines.written:,} of {len(jobs):,} texts are {where} already")
     left = [job.request for job in jobs[lines.written :]]
     if not left:
         return 0
     mixed = lines.path is None and sys.stdout.isatty()  # lines and a bar would share the terminal
     status = 0
     try:
-        with _Meter(left, hidden=mixed) as meter:
+        with Meter(left, hidden=mixed) as meter:
             write_texts(model, tokenizer, jobs, lines, batch_size=batch_size, watch=meter.watch)
     except KeyboardInterrupt:
-        _note("interrupted")
+        note("interrupted")
         status = INTERRUPTED
     finally:
         if lines.written or status:
             resumable = lines.path is not None and lines.written < len(jobs)
             then = "; --resume goes on after them" if resumable else ""
-            _note(f"{lines.written:,} of {len(jobs):,} texts are {where}{then}")
-    _note(meter.summary())
+            note(f"{lines.written:,} of {len(jobs):,} texts are {where}{then}")
+    note(meter.summary())
     return status
 
 
@@ -278,7 +301,7 @@ def _stream(prompt: bytes, pieces: Pieces, requests: Sequence[TextRequest]) -> i
     """Show one text as it is made; returns the exit status."""
     stream, status = Utf8Stream(), 0
     _show(stream.feed(prompt))
-    with _Meter(requests, hidden=True) as meter:
+    with Meter(requests, hidden=True) as meter:
         try:
             for _, piece in meter.watch(pieces, requests):
                 _show(stream.feed(piece.data))
@@ -286,22 +309,15 @@ def _stream(prompt: bytes, pieces: Pieces, requests: Sequence[TextRequest]) -> i
             status = INTERRUPTED
     _show(stream.finish() + "\n")
     if status == INTERRUPTED:
-        _note("interrupted")
-    _note(meter.summary())
+        note("interrupted")
+    note(meter.summary())
     return status
-
-
-def _all_samples(pieces: Pieces, num_samples: int) -> list[bytes]:
-    samples = [bytearray() for _ in range(num_samples)]
-    for n, piece in pieces:
-        samples[n] += piece.data
-    return list(map(bytes, samples))
 
 
 def _write(outputs: list[Path], prompt: bytes, samples: list[bytes]) -> None:
     for path, sample in zip(outputs, samples, strict=True):
         write_output(path, prompt + sample)
-        _note(f"wrote {path}")
+        note(f"wrote {path}")
 
 
 def _print(prompt: bytes, samples: list[bytes], seed: int) -> None:
@@ -310,98 +326,6 @@ def _print(prompt: bytes, samples: list[bytes], seed: int) -> None:
         _show(f"--- sample {n + 1} of {len(samples)} (seed {seed + n}) ---\n{text}\n")
 
 
-# --- What a person sees -------------------------------------------------------------------------
-
-
-class _Meter:
-    """Counts what is generated: a bar on the terminal's stderr, and the speed at the end."""
-
-    def __init__(self, requests: Sequence[TextRequest], *, hidden: bool = False):
-        console = Console(stderr=True)
-        self._shown = console.is_terminal and not hidden
-        self._tokens = self._stopped = self._ended = 0
-        self._first_s = self._until = None
-        self._began = perf_counter()
-        # Not redirected: what the command itself writes to stdout goes there, whatever that is.
-        self._bar = Progress(
-            TextColumn("sampling"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=not self._shown,
-        )
-        self._texts = len(requests)
-        if self._shown:
-            total = sum(request.length for request in requests)
-            self._task = self._bar.add_task("sampling", total=total, figures="")
-
-    def __enter__(self):
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._bar.stop()
-        self._until = perf_counter()
-
-    def watch(self, pieces: Pieces, requests: Sequence[TextRequest]) -> Pieces:
-        """Count and pass on ``pieces``, which are of ``requests``."""
-        made = [0] * len(requests)
-        for n, piece in pieces:
-            self._tokens += 1
-            made[n] += 1
-            if self._first_s is None:
-                self._first_s = perf_counter() - self._began
-            advance = 1
-            if piece.finish_reason is not None:
-                self._ended += 1
-            if piece.finish_reason == "stop":
-                self._stopped += 1
-                advance = 1 + (requests[n].length or made[n]) - made[n]
-            if self._shown:
-                figures = f"{self._ended:,} of {self._texts:,} texts  {self._speed()}"
-                self._bar.update(self._task, advance=advance, figures=figures)
-            yield n, piece
-
-    def summary(self) -> str:
-        """How many tokens were generated, how fast, and why texts ended."""
-        text = f"{self._tokens:,} tokens, {self._speed()}"
-        if self._first_s is not None:
-            text += f" (the first after {self._first_s:.2f} s)"
-        if self._stopped:
-            which = "" if self._texts == 1 else f"{self._stopped:,} of {self._texts:,} texts "
-            text += f"; {which}ended at a stop string"
-        return text
-
-    def _speed(self) -> str:
-        seconds = (self._until or perf_counter()) - self._began
-        return f"{self._tokens / seconds:,.1f} tokens/s"
-
-
-def _note_length(requests: Sequence[TextRequest], seq_len: int) -> None:
-    """Say that a text outgrows the context, if one may."""
-    if any(request.length is None for request in requests):
-        _note(
-            f"the text has no limit; the context is {seq_len:,} tokens, whose oldest half is"
-            " dropped when it is full"
-        )
-        return
-    longest = max(len(request.prompt) + request.length for request in requests)
-    if 1 + longest > seq_len:
-        _note(
-            f"prompt and continuation have {longest:,} tokens, more than the context of"
-            f" {seq_len:,}; its oldest half is dropped when it is full"
-        )
-
-
 def _show(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sparse_tx.commands.preparing import read_with_status
 from sparse_tx.config import DataConfig
-from sparse_tx.data import ByteTokenizer, Corpus, Tokenizer
+from sparse_tx.data import ByteTokenizer, Corpus, Tokenizer, shape_in_words
 from sparse_tx.data.corpus import SPLITS
 from sparse_tx.errors import UserError
 from sparse_tx.evaluation import tokens_within
@@ -142,7 +142,7 @@ def _text(
         tokens=tokens,
         token_bytes=token_bytes,
         n_scored=n_scored,
-        title=f"{what} of {data.data}: {n_bytes:,} bytes, {n_scored:,} {kind}",
+        title=f"{what} of {data.data}: {n_bytes:,} bytes, {n_scored:,} {kind}{_images(corpus)}",
         identity={
             "source": data.data,
             "source_sha256": corpus.fingerprint,
@@ -150,8 +150,13 @@ def _text(
             "shares": None if split == "all" else list(data.split),
             "bytes": n_bytes,
             "sha256": digest.hexdigest(),
-        },
+        }
+        | ({"image_shape": list(corpus.image_shape)} if corpus.image_shape else {}),
     )
+
+
+def _images(corpus: Corpus) -> str:
+    return f", images of {shape_in_words(corpus.image_shape)}" if corpus.image_shape else ""
 
 
 def _whole_characters(corpus: Corpus, split: str) -> bytes:

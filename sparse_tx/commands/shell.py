@@ -126,6 +126,11 @@ def silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def note(text: str) -> None:
+    """Say something to whoever called, not to whoever reads stdout."""
+    print(text, file=sys.stderr)
+
+
 def called_as(script: str, command: str) -> str:
     """How this process's user calls a command: by the script of a clone, or as installed."""
     return f"python {script}" if Path(sys.argv[0]).suffix == ".py" else f"sparse-tx {command}"

@@ -46,9 +46,9 @@ class ModelConfig:
     """Whether linear layers and layer norms have biases. The head has none."""
     qk_norm: bool = False
     """Whether each head's queries and keys are normalised (a layer norm without parameters)."""
-    position: Literal["grid", "table", "rope", "none"] = "grid"
+    position: Literal["grid", "table", "rope", "grid+rope", "none"] = "grid"
     """grid: the paper's sum of one learned table per axis of a grid; table: one learned table;
-    rope: rotary queries and keys."""
+    rope: rotary queries and keys; grid+rope: both, so that place and distance are told."""
     position_shape: tuple[int, ...] = ()
     """Axes of the position grid, slowest first, such as 64,64. By default rows as wide as the
     pattern's stride."""
@@ -128,14 +128,14 @@ class ModelConfig:
         for layer in self.stack.layers:
             layer.check_causal()
             layer.heads(self.n_head)
-        if self.position == "rope" and self.qk_width // self.n_head % 2:
+        if self.rotates and self.qk_width // self.n_head % 2:
             raise UserError(
                 f"rotary positions turn pairs of numbers, but a query has {self.qk_width} / "
                 f"{self.n_head} = {self.qk_width // self.n_head}; make n_qk / n_head even"
             )
         if any(size < 1 for size in self.position_shape):
             raise UserError(f"position_shape is {self.position_shape}; sizes are 1 or more")
-        if self.position == "grid" and prod(self.grid) < self.seq_len:
+        if self.has_grid and prod(self.grid) < self.seq_len:
             raise UserError(
                 f"position_shape {'x'.join(map(str, self.grid))} has {prod(self.grid)} cells, fewer"
                 f" than seq_len {self.seq_len}; leave it out to have it chosen"
@@ -188,6 +188,23 @@ class ModelConfig:
     def lookups_per_token(self) -> int:
         """Rows of that table that a token reads."""
         return len(self.ngrams) + (self.recall > 0)
+
+    @property
+    def rotates(self) -> bool:
+        """Whether queries and keys are turned by their positions."""
+        return self.position in ("rope", "grid+rope")
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether positions have a learned table for each axis of a grid."""
+        return self.position in ("grid", "grid+rope")
+
+    @property
+    def position_axes(self) -> tuple[int, ...]:
+        """Rows of each learned table of positions, slowest axis first; none without tables."""
+        if self.has_grid:
+            return self.grid
+        return (self.seq_len,) if self.position == "table" else ()
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What a training run is: its data, its recipe and its model, and the flat form that files hold."""
 
 from dataclasses import asdict, dataclass, fields
+from math import prod
 from typing import Any, Literal
 
 from sparse_tx.config.model import ModelConfig
@@ -10,6 +11,18 @@ from sparse_tx.errors import UserError
 def _require(ok: bool, name: str, value: Any, limit: str) -> None:
     if not ok:
         raise UserError(f"{name} is {value}; it must be {limit}")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _check_is_one_image(seq_len: int | None, shape: tuple[int, ...]) -> None:
+    if shape and seq_len is not None and seq_len != prod(shape):
+        raise UserError(
+            f"seq_len is {seq_len}, and an image of {_by(shape)} is one sequence of {prod(shape)}"
+            " bytes; leave --seq_len out"
+        )
 
 
 def _parse_stages(text: str) -> tuple[tuple[int, float], ...]:
@@ -36,13 +49,30 @@ class DataConfig:
     """What is read, and how it becomes tokens."""
 
     data: str = "stdlib"
-    """stdlib, enwik8, hf:NAME[:CONFIG], or a file or folder (plain, gz, bz2, xz, zst, zip)."""
+    """stdlib, enwik8, hf:NAME[:CONFIG], or a file or folder (plain, gz, bz2, xz, zst, zip); of
+    images: mnist, a folder of image files, or a .npy file of bytes, N x H x W or N x H x W x C."""
     tokenizer: Literal["byte", "char", "bpe"] = "byte"
-    """byte: 256 symbols; char: the corpus's characters; bpe: trained on the corpus."""
+    """byte: 256 symbols; char: the corpus's characters; bpe: trained on the corpus. Images are
+    bytes."""
     split: tuple[float, float, float] = (90, 5, 5)
     """Percent of the bytes, in order, for training, validation and test, such as 90,5,5."""
+    image_shape: tuple[int, ...] = ()
+    """H,W,C of images as raster bytes, such as 32,32,3; read from the data where that says it."""
     cache_dir: str | None = None
     """Where tokens and downloads are kept; by default the user's cache folder."""
+
+    def __post_init__(self):
+        shape = self.image_shape
+        if shape and (len(shape) != 3 or min(shape) < 1 or shape[2] not in (1, 3, 4)):
+            raise UserError(
+                f"image_shape is {_by(shape)}; give rows, columns and channels, of which there are"
+                " 1, 3 or 4, such as 28,28,1"
+            )
+        if shape and self.tokenizer != "byte":
+            raise UserError(
+                f"tokenizer is {self.tokenizer}, and the data is images of {_by(shape)}, whose"
+                " tokens are bytes; leave --tokenizer out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +176,15 @@ class RunConfig:
     data: DataConfig
     training: TrainingConfig
 
+    def __post_init__(self):
+        shape = self.data.image_shape
+        _check_is_one_image(self.model.seq_len, shape)
+        if shape and self.training.length_warmup:
+            raise UserError(
+                f"length_warmup is '{self.training.length_warmup}', and an image of {_by(shape)} is"
+                " one sequence, which is not cut; leave --length_warmup out"
+            )
+
     def to_flat(self) -> dict[str, Any]:
         """All settings in one dictionary of plain YAML values."""
         parts = (self.data, self.model, self.training)
@@ -169,6 +208,9 @@ class RunConfig:
                 )
             settings[known[name]][name] = tuple(value) if isinstance(value, list) else value
         try:
+            data = DataConfig(**settings["data"])
+            # Said before a grid of positions is found too small for a sequence that is too long.
+            _check_is_one_image(settings["model"].get("seq_len"), data.image_shape)
             return cls(**{key: part(**settings[key]) for key, part in parts.items()})
         except TypeError as error:  # a comparison met a value of another type
             raise UserError(f"a setting has a value of the wrong type: {error}") from error

@@ -1,8 +1,9 @@
-"""From bytes to batches: text sources, tokenizers, prepared corpora and resumable loaders."""
+"""From bytes to batches: sources of text and images, tokenizers, prepared corpora, loaders."""
 
 from sparse_tx.data.corpus import Corpus, prepare_corpus
+from sparse_tx.data.images import CHANNELS, ImageShape, read_image, shape_in_words
 from sparse_tx.data.loader import StagedLoader
-from sparse_tx.data.sources import Source, open_source
+from sparse_tx.data.sources import Source, image_shape_of, open_source
 from sparse_tx.data.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
@@ -13,15 +14,20 @@ from sparse_tx.data.tokenizers import (
 )
 
 __all__ = [
+    "CHANNELS",
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
     "Corpus",
+    "ImageShape",
     "Source",
     "StagedLoader",
     "Tokenizer",
+    "image_shape_of",
     "load_tokenizer",
     "open_source",
     "prepare_corpus",
+    "read_image",
+    "shape_in_words",
     "train_tokenizer",
 ]

@@ -6,14 +6,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from sparse_tx.data.compression import PIECE
+from sparse_tx.data.images import ImageShape, shape_in_words
 from sparse_tx.data.sources import Source, open_source
 from sparse_tx.data.tokenizers import (
     ByteTokenizer,
@@ -37,7 +39,7 @@ _META = "corpus.json"
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text as three arrays of tokens, in the order of the source.
+    """A text, or images, as three arrays of tokens, in the order of the source.
 
     Attributes:
         spec: the source as the user wrote it.
@@ -45,6 +47,7 @@ class Corpus:
         tokenizer: what made the tokens.
         train, valid, test: read-only memory-mapped 1-D arrays of ``tokenizer.dtype``.
         n_bytes: how many bytes of text each split has, by name.
+        image_shape: H, W, C of images, of which each split has whole ones; None for a text.
     """
 
     spec: str
@@ -54,6 +57,11 @@ class Corpus:
     valid: np.memmap
     test: np.memmap
     n_bytes: dict[str, int]
+    image_shape: ImageShape | None = None
+
+    def n_images(self, split: str) -> int:
+        """How many images a split has; 0 of a text."""
+        return self.n_bytes[split] // prod(self.image_shape) if self.image_shape else 0
 
 
 def prepare_corpus(
@@ -62,6 +70,7 @@ def prepare_corpus(
     tokenizer: str = "byte",
     vocab_size: int = 256,
     split: tuple[float, float, float] = (90, 5, 5),
+    image_shape: tuple[int, ...] = (),
     cache_dir: Path,
     existing_tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
@@ -71,22 +80,25 @@ def prepare_corpus(
     The source is read once. The splits follow one another in its order and are cut by bytes; for
     text tokenizers a cut moves forward to the next character. Each split is tokenized by itself.
     BPE is trained on the train split alone; the alphabet of ``char`` is that of the whole corpus,
-    for a character without a symbol could not be scored. The result gets its name in the cache
-    when it is complete, so that processes may prepare the same corpus at once.
+    for a character without a symbol could not be scored. Images are bytes, and a split has whole
+    ones. The result gets its name in the cache when it is complete, so that processes may prepare
+    the same corpus at once.
 
     Args:
         spec: the source, see ``open_source``.
         tokenizer: ``"byte"``, ``"char"`` or ``"bpe"``.
         vocab_size: tokens of a bpe tokenizer; the other kinds have the size that they have.
         split: shares of train, valid and test in per cent of the bytes. A share may be 0.
+        image_shape: H, W, C of images, if the source does not say itself that it is of some.
         cache_dir: folder for what is prepared and downloaded; made if need be.
         existing_tokenizer: use this one, whatever ``tokenizer`` and ``vocab_size`` say.
         progress: called with what is being done and how many bytes of it are done.
 
     Raises:
         UserError: the source or the tokenizer cannot be used (see ``open_source`` and
-            ``train_tokenizer``); shares that are no split; a corpus too small for its split; no
-            room or no right to write in ``cache_dir``.
+            ``train_tokenizer``); shares that are no split; a corpus too small for its split; images
+            in other tokens than bytes, or a part of one; no room or no right to write in
+            ``cache_dir``.
     """
     _check_shares(split)
     cache_dir = Path(cache_dir).expanduser()
@@ -98,13 +110,17 @@ def prepare_corpus(
         wanted = existing_tokenizer.fingerprint
     else:
         wanted = f"bpe {vocab_size}" if tokenizer == "bpe" else tokenizer
-    source = open_source(spec, cache_dir)
-    key = json.dumps([_VERSION, source.fingerprint, wanted, [float(share) for share in split]])
+    source = open_source(spec, cache_dir, image_shape=image_shape)
+    parts = [_VERSION, source.fingerprint, wanted, [float(share) for share in split]]
+    if source.image_shape:
+        _check_are_bytes(spec, wanted.split()[0])
+        parts.append(list(source.image_shape))
+    key = json.dumps(parts)
     folder = cache_dir / f"corpus-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
     preparation = _Preparation(split, tokenizer, vocab_size, existing_tokenizer, progress)
     try:
         if corpus := _open_prepared(folder, spec):
-            return corpus
+            return replace(corpus, image_shape=source.image_shape)
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             dir=cache_dir, prefix="unfinished-", ignore_cleanup_errors=True
@@ -118,7 +134,7 @@ def prepare_corpus(
             " there, or choose another folder by the environment variable XDG_CACHE_HOME"
         ) from None
     assert corpus is not None, f"{folder} was complete a moment ago"
-    return corpus
+    return replace(corpus, image_shape=source.image_shape)
 
 
 @dataclass(frozen=True)
@@ -134,13 +150,15 @@ class _Preparation:
         raw = folder / _BYTES
         size, fingerprint = self._spool(source, raw)
         is_byte = isinstance(self.tokenizer, ByteTokenizer)
-        cuts = [0, *self._cuts(size, None if is_byte else raw), size]
+        unit = _unit(source, size)
+        cuts = [0, *self._cuts(size, unit, None if is_byte else raw), size]
         spans = dict(zip(SPLITS, pairwise(cuts), strict=True))
         for (name, (begin, end)), share in zip(spans.items(), self.shares, strict=True):
             if share and end == begin:
                 raise UserError(
-                    f"the source '{source.spec}' has {size:,} bytes, too few for its {name} split"
-                    f" of {share:g} per cent; choose a larger one or give {name} another share"
+                    f"the source '{source.spec}' has {_amount(source, size)}, too few for its"
+                    f" {name} split of {share:g} per cent; choose a larger one or give {name}"
+                    " another share"
                 )
         tokenizer = self.tokenizer or self._train(raw, size, spans["train"])
         if is_byte:  # the bytes are the tokens
@@ -168,10 +186,14 @@ class _Preparation:
                     self.progress("reading", size)
         return size, digest.hexdigest()
 
-    def _cuts(self, size: int, text: Path | None) -> Iterator[int]:
-        """Yield where train and valid end, in bytes; never within a character of ``text``."""
+    def _cuts(self, size: int, unit: int, text: Path | None) -> Iterator[int]:
+        """Yield where train and valid end, in bytes: at multiples of ``unit``.
+
+        Never within a character of ``text``, if there is one.
+        """
         for n in (1, 2):
             cut = int(size * sum(map(Fraction, self.shares[:n])) / 100)
+            cut -= cut % unit
             if text:
                 with open(text, "rb") as file:
                     file.seek(cut)
@@ -203,6 +225,35 @@ class _Preparation:
                 yield file.read(min(PIECE, end - at))
                 if self.progress:
                     self.progress(what, min(at + PIECE, end) - begin)
+
+
+def _check_are_bytes(spec: str, kind: str) -> None:
+    if kind != ByteTokenizer.kind:
+        raise UserError(
+            f"the tokenizer is {kind}, and '{spec}' is images, whose tokens are bytes; leave"
+            " --tokenizer out, or take a model of byte tokens"
+        )
+
+
+def _unit(source: Source, size: int) -> int:
+    """Bytes that a cut must not divide: those of an image, or 1."""
+    if source.image_shape is None:
+        return 1
+    unit = prod(source.image_shape)
+    if size % unit:
+        raise UserError(
+            f"the source '{source.spec}' has {size:,} bytes, {size % unit:,} more than whole images"
+            f" of {shape_in_words(source.image_shape)} ({unit:,} bytes each); give the shape that"
+            " its images have, H,W,C, with --image_shape"
+        )
+    return unit
+
+
+def _amount(source: Source, size: int) -> str:
+    if source.image_shape is None:
+        return f"{size:,} bytes"
+    count = size // prod(source.image_shape)
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _check_shares(split: tuple[float, float, float]) -> None:

@@ -4,7 +4,7 @@ from sparse_tx.evaluation.bits_per_byte import NotFinite, Score, score, tokens_w
 from sparse_tx.evaluation.hugging_face import HuggingFaceModel, load_hugging_face
 from sparse_tx.evaluation.min_context import Evaluation, Places, ProtocolScore, evaluate
 from sparse_tx.evaluation.token_losses import LanguageModel, TrainedModel
-from sparse_tx.evaluation.windows import WindowPlan, plan_windows
+from sparse_tx.evaluation.windows import WindowPlan, check_windows_of_images, plan_windows
 
 __all__ = [
     "Evaluation",
@@ -16,6 +16,7 @@ __all__ = [
     "Score",
     "TrainedModel",
     "WindowPlan",
+    "check_windows_of_images",
     "evaluate",
     "load_hugging_face",
     "plan_windows",

@@ -19,6 +19,7 @@ begin at the same token, each of which is computed once, and for no more places 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 
@@ -181,3 +182,29 @@ def plan_windows(n_tokens: int, seq_len: int, min_contexts: Sequence[int]) -> Wi
             for m in dict.fromkeys(min_contexts)
         )
     )
+
+
+def check_windows_of_images(
+    shape: tuple[int, ...], seq_len: int, min_contexts: Sequence[int]
+) -> None:
+    """Refuse windows that are not whole images, one in each, as a model of images is trained on.
+
+    Args:
+        shape: H, W, C of an image.
+        seq_len: tokens of a window.
+        min_contexts: one for each protocol.
+
+    Raises:
+        UserError: a window is shorter than an image, or windows overlap.
+    """
+    size = prod(shape)
+    if seq_len != size:
+        raise UserError(
+            f"a window has {seq_len:,} tokens, and the model is of images of {size:,} bytes, one in"
+            " a window; leave --seq_len out"
+        )
+    if any(min_contexts):
+        raise UserError(
+            f"min_context is {max(min_contexts):,}, for which windows overlap, and the model is of"
+            " images, one in a window; leave --min_context out"
+        )

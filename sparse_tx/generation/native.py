@@ -246,7 +246,7 @@ class NativeDecoder(IncrementalDecoder):
             layer_norm=config.norm == "layernorm",
             activation=_ACTIVATIONS[config.activation],
             qk_norm=config.qk_norm,
-            rope=config.position == "rope",
+            rope=config.rotates,
             layers=self._keep(layers),
             final_norm=_norm(model.final_norm),
             head=model.head_weight.data_ptr(),

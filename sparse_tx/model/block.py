@@ -84,7 +84,7 @@ class Attention(nn.Module):
         qk, v = qk.view(B, n, 2 * H, D), v.view(B, n, H, D_v)
         if self.config.qk_norm:
             qk = F.layer_norm(qk, qk.shape[-1:])
-        if self.config.position == "rope":
+        if self.config.rotates:
             qk = rotate(qk, start, T)
         # Under autocast, norms and rotations may come back in a wider type than the projection.
         q, k = qk.to(v.dtype).chunk(2, dim=2)

@@ -32,10 +32,8 @@ class GPT(nn.Module):
             for _ in range(config.recent_tokens - 1)
         )
         self.lookups = Lookups(config) if config.lookup_rows else None
-        self.positions = {
-            "grid": lambda: PositionTables(config.grid, config.n_embd),
-            "table": lambda: PositionTables((config.seq_len,), config.n_embd),
-        }.get(config.position, lambda: None)()
+        axes = config.position_axes
+        self.positions = PositionTables(axes, config.n_embd) if axes else None
         stack = config.stack
         self.blocks = nn.ModuleList(Block(config, stack.layer(n)) for n in range(config.n_layer))
         self.final_norm = make_norm(config)

@@ -96,7 +96,7 @@ class AttentionWork:
         dtype = dtype_of(setting.training.precision)
         place = dict(device=setting.device, dtype=dtype)
         qk, v = torch.randn(B, T, 2 * qk_width + C, **place).split((2 * qk_width, C), dim=-1)
-        if config.qk_norm or config.position == "rope":
+        if config.qk_norm or config.rotates:
             qk = qk.clone(memory_format=torch.contiguous_format)
         q, k = qk.view(B, T, 2 * H, -1).chunk(2, dim=2)  # (B, T, H, D) each
         self.inputs = tuple(x.transpose(1, 2).requires_grad_() for x in (q, k, v.view(B, T, H, -1)))
@@ -240,7 +240,7 @@ class DecodeWork(_GenerationWork):
                 group.k.normal_()
                 group.v.normal_()
         config = self.model.config
-        if config.position == "rope":  # texts that were read would have left a rotary table
+        if config.rotates:  # texts that were read would have left a rotary table
             key = torch.zeros(1, 1, 1, config.qk_width // config.n_head, device=self.device)
             rotate(key, config.seq_len - 1, config.seq_len)
         return decoder

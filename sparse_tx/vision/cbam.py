@@ -8,22 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sparse_tx.accounting.maps import DESCRIPTORS
 from sparse_tx.errors import UserError
 from sparse_tx.vision.checks import (
     require_choice,
     require_count,
     require_maps,
     require_reduction,
+    require_variance,
 )
 from sparse_tx.vision.squeeze_excite import bottleneck, gate
 
 # Maxima are amax: among equal values the gradient is shared out, so that it does not depend on the
 # order of positions or channels. The released code's max gives all of it to one of them.
 POOLS = {"avg": torch.mean, "max": torch.amax}
-DESCRIPTORS = ("pool", "conv")
 ORDERS = ("channel_spatial", "spatial_channel", "parallel", "channel", "spatial")
 # A running average's share of each batch in the released spatial gate.
 NORM_MOMENTUM = 0.01
+# How many times narrower the hidden layer is when nobody says so.
+REDUCTION = 16
 
 
 class ChannelGate(nn.Module):
@@ -47,7 +50,7 @@ class ChannelGate(nn.Module):
     def __init__(
         self,
         channels: int,
-        reduction: int = 16,
+        reduction: int = REDUCTION,
         *,
         pools: Sequence[str] = ("avg", "max"),
         shared: bool = True,
@@ -55,12 +58,7 @@ class ChannelGate(nn.Module):
     ):
         super().__init__()
         require_reduction(reduction, channels, "ChannelGate")
-        if isinstance(pools, str) or not pools or len(set(pools)) < len(pools):
-            raise UserError(
-                f"pools of ChannelGate is {pools!r}; give one or both of {tuple(POOLS)}, once each"
-            )
-        for pool in pools:
-            require_choice("pool", pool, POOLS, "ChannelGate")
+        _require_pools(pools)
         self.channels, self.reduction, self.pools = channels, reduction, tuple(pools)
         self.shared, self.bias = shared, bias
         own = 1 if shared else len(self.pools)
@@ -110,13 +108,7 @@ class SpatialGate(nn.Module):
         norm: bool = True,
     ):
         super().__init__()
-        require_count("kernel_size", kernel_size, "SpatialGate")
-        if kernel_size % 2 == 0:
-            raise UserError(
-                f"kernel_size of SpatialGate is {kernel_size}; an even kernel shifts the map, take"
-                f" {kernel_size - 1} or {kernel_size + 1}"
-            )
-        require_choice("descriptor", descriptor, DESCRIPTORS, "SpatialGate")
+        _require_descriptor(kernel_size, descriptor)
         if channels is not None:
             require_count("channels", channels, "SpatialGate")
         elif descriptor == "conv":
@@ -140,7 +132,10 @@ class SpatialGate(nn.Module):
         else:
             described = self.describe(x)
         out = self.conv(described)
-        return out if self.batch_norm is None else self.batch_norm(out)
+        if self.batch_norm is None:
+            return out
+        require_variance(x, self.batch_norm, "SpatialGate", "build it with norm=False")
+        return self.batch_norm(out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the positions of ``x``, ``(B, C, H, W)``; the result has its shape and type."""
@@ -167,13 +162,13 @@ class CBAM(nn.Module):
         norm: of the spatial gate.
 
     Raises:
-        UserError: an unknown order, or what the gates refuse.
+        UserError: an unknown order, or what the gates refuse, the one that is left out included.
     """
 
     def __init__(
         self,
         channels: int,
-        reduction: int = 16,
+        reduction: int = REDUCTION,
         *,
         order: str = "channel_spatial",
         pools: Sequence[str] = ("avg", "max"),
@@ -186,6 +181,12 @@ class CBAM(nn.Module):
         super().__init__()
         require_choice("order", order, ORDERS, "CBAM")
         require_count("channels", channels, "CBAM")
+        require_count("reduction", reduction, "CBAM")
+        # A reduction that nobody gave says nothing about a module without a channel gate.
+        if order != "spatial" or reduction != REDUCTION:
+            require_reduction(reduction, channels, "ChannelGate")
+        _require_pools(pools)
+        _require_descriptor(kernel_size, descriptor)
         self.channels, self.reduction, self.order = channels, reduction, order
         self.pools, self.shared, self.bias = pools, shared, bias
         self.kernel_size, self.descriptor, self.norm = kernel_size, descriptor, norm
@@ -208,3 +209,24 @@ class CBAM(nn.Module):
         for one in reversed(gates) if self.order == "spatial_channel" else gates:
             x = x if one is None else one(x)
         return x
+
+
+def _require_pools(pools: Sequence[str]) -> None:
+    """Raise a ``UserError`` unless a channel gate can have these."""
+    if isinstance(pools, str) or not pools or len(set(pools)) < len(pools):
+        raise UserError(
+            f"pools of ChannelGate is {pools!r}; give one or both of {tuple(POOLS)}, once each"
+        )
+    for pool in pools:
+        require_choice("pool", pool, POOLS, "ChannelGate")
+
+
+def _require_descriptor(kernel_size: int, descriptor: str) -> None:
+    """Raise a ``UserError`` unless a spatial gate can have these."""
+    require_count("kernel_size", kernel_size, "SpatialGate")
+    if kernel_size % 2 == 0:
+        raise UserError(
+            f"kernel_size of SpatialGate is {kernel_size}; an even kernel shifts the map, take"
+            f" {kernel_size - 1} or {kernel_size + 1}"
+        )
+    require_choice("descriptor", descriptor, DESCRIPTORS, "SpatialGate")

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from sparse_tx.accounting import heads
 from sparse_tx.errors import UserError, UserTypeError, nearest
 
 # The axes of an input, by the number of those that positions have.
@@ -12,8 +14,7 @@ AXES = {1: "(B, C, L)", 2: "(B, C, H, W)", 3: "(B, C, T, H, W)"}
 
 def require_count(name: str, value: int, owner: str) -> None:
     """Raise a ``UserError`` unless ``value`` is a whole number, 1 or more."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} of {owner} is {value!r}; it must be a whole number, 1 or more")
+    heads.require_count(f"{name} of {owner}", value)
 
 
 def require_reduction(reduction: int, channels: int, owner: str) -> None:
@@ -74,4 +75,24 @@ def require_maps(x: Tensor, channels: int | None, owner: str, dims: int = 2) -> 
         raise UserError(
             f"{owner} was built for {channels} channels and called with {shape[1]}, in shape"
             f" {shape}; build it for {shape[1]}"
+        )
+
+
+def require_variance(x: Tensor, norm: nn.Module, owner: str, other_way: str = "") -> None:
+    """Raise a ``UserError`` where a batch norm in training has one value for each channel.
+
+    Args:
+        x: the module's input; the norm's has as many positions.
+        norm: the module's batch norm, or what has taken its place.
+        owner: the module's name.
+        other_way: to do without the norm's variance.
+    """
+    # Of several machines, SyncBatchNorm knows the others' values.
+    if not (norm.training and isinstance(norm, _BatchNorm)) or isinstance(norm, nn.SyncBatchNorm):
+        return
+    if x.numel() == x.shape[1]:
+        raise UserError(
+            f"{owner} was called in training with shape {tuple(x.shape)}, one value for each"
+            " channel, of which its batch norm has no variance; give a larger batch or map,"
+            f" {other_way and other_way + ', '}or call eval()"
         )

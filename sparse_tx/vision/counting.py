@@ -50,9 +50,10 @@ class NetworkCost:
 def count_network(network: nn.Module, shape: tuple[int, ...]) -> NetworkCost:
     """Count a network's parameters, and its MACs for one input.
 
-    A copy without numbers is run on the meta device in evaluation mode; the network itself is left
-    as it is. A module that is called twice counts twice. What a module multiplies by itself without
-    a layer, as with ``torch.matmul``, is seen only in those of ``sparse_tx.vision``.
+    A copy without numbers is run on the meta device in evaluation mode, with an input of the type
+    of the network's first floating-point parameter; the network itself is left as it is. A module
+    that is called twice counts twice. What a module multiplies by itself without a layer, as with
+    ``torch.matmul``, is seen only in those of ``sparse_tx.vision``.
 
     Args:
         network: of any size, on any device, the meta device included.
@@ -70,10 +71,14 @@ def count_network(network: nn.Module, shape: tuple[int, ...]) -> NetworkCost:
     double = _without_numbers(network)
     for name, module in _counted_modules(double):
         module.register_forward_hook(
-            lambda module, inputs, output, name=name: note(name, _macs(module, inputs[0], output))
+            lambda module, args, named, output, name=name: note(
+                name, _macs(module, _first_tensor(*args, *named.values()), output)
+            ),
+            with_kwargs=True,
         )
+    dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
     with torch.no_grad():
-        double(torch.empty(1, *shape, device="meta"))
+        double(torch.empty(1, *shape, device="meta", dtype=next(dtypes, None)))
     return NetworkCost(
         parameters=sum(p.numel() for p in network.parameters()),
         buffers=sum(b.numel() for b in network.buffers() if b.is_floating_point()),
@@ -162,7 +167,12 @@ def _counted_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             )
 
 
-def _macs(module: nn.Module, given: Tensor, result: Tensor) -> int:
+def _first_tensor(*arguments: object) -> Tensor | None:
+    """The input among what a layer is called with, by place or by name."""
+    return next((one for one in arguments if isinstance(one, Tensor)), None)
+
+
+def _macs(module: nn.Module, given: Tensor | None, result: Tensor) -> int:
     """The MACs of one call, for a batch of one."""
     if isinstance(module, _ATTENTION):
         channels, dims = getattr(module, "channels", None), getattr(module, "dims", 2)

@@ -38,7 +38,10 @@ class PositionAttention(nn.Module):
         reduction: how many times narrower Q and K are; it divides ``channels``. The released code
             has 8, the paper 1.
         pattern: who may read whom, without the triangle, in notation or as an object; its width
-            must be that of the maps. All positions read all when not given.
+            must be that of the maps. All positions read all when not given; on a CPU an N x N
+            tensor is then kept for the backward pass, because torch has no fused kernel there for
+            queries narrower than values. ``"dense"`` is the same function and keeps none, but is
+            differentiable only once.
 
     Raises:
         UserError: ``reduction`` does not divide ``channels``; a pattern that cannot be read or has
@@ -82,7 +85,8 @@ class PositionAttention(nn.Module):
             step: which layer of the pattern, counted from 0; the ones before are applied to ``x``.
 
         Returns:
-            ``(B, H, W)``; each map sums to 1, and is 0 where the query may not read.
+            ``(B, H, W)``; each map sums to 1, and is 0 where the query may not read. The map of a
+            query that may read nothing is 0 everywhere.
 
         Raises:
             UserError: as ``forward``; or there is no such position or step.
@@ -98,11 +102,14 @@ class PositionAttention(nn.Module):
         query, keys = (widened(positions_of(project(x))) for project in (self.query, self.key))
         with without_autocast(x.device):
             energies = (keys @ query[:, position, :, None]).squeeze(2)  # (B, N)
-        if (layer := self._layers[step]) is not None:
+        if (layer := self._layers[step]) is None:
+            weights = energies.softmax(1)
+        else:
             others = torch.arange(H * W, device=x.device)
-            allowed = layer.at(0, 1).allows(position, others, causal=False)
-            energies = energies.masked_fill(~allowed, -torch.inf)
-        return energies.softmax(1).unflatten(1, (H, W))
+            hidden = ~layer.at(0, 1).allows(position, others, causal=False)
+            # Where nothing is left, a softmax of -inf is NaN.
+            weights = energies.masked_fill(hidden, -torch.inf).softmax(1).masked_fill(hidden, 0)
+        return weights.unflatten(1, (H, W))
 
     def extra_repr(self) -> str:
         return "" if self.pattern is None else f"pattern={self.pattern}"

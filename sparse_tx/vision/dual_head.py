@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sparse_tx.errors import UserError, UserTypeError
 from sparse_tx.patterns import Layer, Pattern, Stack
-from sparse_tx.vision.checks import require_count, require_maps
+from sparse_tx.vision.checks import require_count, require_maps, require_variance
+from sparse_tx.vision.convolutions import convolution
 from sparse_tx.vision.dual_attention import ChannelAttention, PositionAttention
 from sparse_tx.vision.softmax_attention import widened
 
@@ -42,7 +43,8 @@ class DualAttentionHead(nn.Module):
         classes: how many logits a position gets.
         inner: width of the branches; ``channels / 4`` when not given.
         reduction: of ``PositionAttention``; it divides ``inner``.
-        pattern: of ``PositionAttention``.
+        pattern: of ``PositionAttention``; without one, an N x N tensor is kept on a CPU, which
+            ``"dense"`` avoids.
         form: of ``ChannelAttention``.
         dropout: probability that a classifier's input loses a channel.
 
@@ -86,8 +88,15 @@ class DualAttentionHead(nn.Module):
         self.classify_channel = _classifier(inner, classes, dropout)
 
     def forward(self, x: Tensor) -> DualLogits:
-        """The three class maps of ``x``, ``(B, C, H, W)``, at its size."""
+        """The three class maps of ``x``, ``(B, C, H, W)``, at its size.
+
+        Raises:
+            UserError: ``x`` has other axes or channels, or a width that the pattern is not for; or
+                in training there is one value for each channel.
+        """
         require_maps(x, self.channels, "DualAttentionHead")
+        for module in self.modules():
+            require_variance(x, module, "DualAttentionHead")
         position, channel = self.position(x), self.channel(x)
         return DualLogits(
             sum=self.classify_sum(position + channel),
@@ -145,14 +154,8 @@ class DualAttentionHead(nn.Module):
         return total
 
 
-def _convolution(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
-
-
 def _branch(channels: int, inner: int, attention: nn.Module) -> nn.Sequential:
-    return nn.Sequential(_convolution(channels, inner), attention, _convolution(inner, inner))
+    return nn.Sequential(convolution(channels, inner), attention, convolution(inner, inner))
 
 
 def _classifier(inner: int, classes: int, dropout: float) -> nn.Sequential:

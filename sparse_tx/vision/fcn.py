@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_tx.patterns import Layer, Pattern, Stack
 from sparse_tx.vision.checks import require_count, require_maps
+from sparse_tx.vision.convolutions import convolution
 from sparse_tx.vision.dual_attention import ChannelAttention, PositionAttention
 
 # Of the two strided convolutions together.
@@ -49,7 +51,7 @@ class SmallFCN(nn.Module):
         *,
         in_channels: int = 1,
         channels: int = 32,
-        position: str | None = "dense",
+        position: str | Stack | Layer | Pattern | None = "dense",
         channel: str | None = "reversed",
         reduction: int = 8,
     ):
@@ -64,9 +66,9 @@ class SmallFCN(nn.Module):
         channel_attention = SelfAlone() if channel is None else ChannelAttention(form=channel)
         narrow = max(1, channels // 2)
         self.trunk = nn.Sequential(
-            _convolution(in_channels, narrow, stride=2),
-            _convolution(narrow, channels, stride=2),
-            _convolution(channels, channels),
+            convolution(in_channels, narrow, stride=2),
+            convolution(narrow, channels, stride=2),
+            convolution(channels, channels),
         )
         self.position_branch = Branch(channels, position_attention)
         self.channel_branch = Branch(channels, channel_attention)
@@ -85,9 +87,9 @@ class Branch(nn.Module):
 
     def __init__(self, channels: int, attention: nn.Module):
         super().__init__()
-        self.before = _convolution(channels, channels)
+        self.before = convolution(channels, channels)
         self.attention = attention
-        self.after = _convolution(channels, channels)
+        self.after = convolution(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.attention(self.before(x)))
@@ -111,12 +113,3 @@ class SelfAlone(nn.Module):
 def map_edge(pixels: int) -> int:
     """Height or width of the map of so many pixels."""
     return -(-pixels // STRIDE)
-
-
-def _convolution(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution, its norm, which has the bias, and a ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outside),
-        nn.ReLU(inplace=True),
-    )

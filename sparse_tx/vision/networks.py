@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_tx.errors import UserError
+from sparse_tx.vision.checks import require_choice
 from sparse_tx.vision.small_networks import Gate
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -142,10 +143,19 @@ class MobileNet(nn.Module):
     Args:
         gate: makes a gate from the channels at its place; None for a network without gates.
         places: "depthwise", "pointwise" or both: after which convolutions gates are.
+
+    Raises:
+        UserError: a place is none of these, or ``places`` is one word and no list of them.
     """
 
     def __init__(self, gate: Gate | None = None, places: Sequence[str] = PLACES):
         super().__init__()
+        if isinstance(places, str):
+            raise UserError(
+                f"places of MobileNet is {places!r}; give a list of words, such as {PLACES}"
+            )
+        for place in places:
+            require_choice("place", place, PLACES, "MobileNet")
 
         def gated(convolution: nn.Conv2d, place: str) -> list[nn.Module]:
             gates = [gate(convolution.out_channels)] if gate and place in places else []

@@ -7,9 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_tx.accounting.maps import SIMILARITIES, SUBSAMPLES, check_pattern_of_non_local
 from sparse_tx.errors import UserError
 from sparse_tx.patterns import Layer, Pattern, Stack
-from sparse_tx.vision.checks import require_choice, require_count, require_maps
+from sparse_tx.vision.checks import (
+    require_choice,
+    require_count,
+    require_maps,
+    require_variance,
+)
 from sparse_tx.vision.softmax_attention import (
     attend,
     maps_of,
@@ -20,8 +26,6 @@ from sparse_tx.vision.softmax_attention import (
     without_autocast,
 )
 
-SIMILARITIES = ("gaussian", "embedded", "dot", "concat")
-SUBSAMPLES = ("before", "after")
 # Standard deviation of the convolutions' first weights in the released code.
 FIRST_WEIGHTS = 0.01
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -49,8 +53,9 @@ class NonLocal(nn.Module):
         inner: width of theta, phi and g; half of ``channels`` when not given.
         dims: axes of a position: 1 for ``(B, C, L)``, 2 for maps, 3 for clips ``(B, C, T, H, W)``.
         similarity: see above.
-        scale: factor of the exponents; ``1 / sqrt(inner)``, for gaussian ``1 / sqrt(channels)``,
-            when not given, as in the released code; the paper has 1. Only softmaxes have one.
+        scale: factor of the exponents; ``1 / sqrt(inner)`` when not given, as in the released code,
+            and for gaussian, whose products are as wide as the input, ``1 / sqrt(channels)``. The
+            paper has 1. Only softmaxes have one.
         norm: whether a batch norm follows W_z, as in the released code.
         subsample: "before" pools what phi and g are computed of, as the released code does; "after"
             pools what they give, as the paper has it: another function. The released configuration
@@ -59,7 +64,9 @@ class NonLocal(nn.Module):
             smaller, so that no position is lost.
         pattern: who may read whom, without the triangle, in notation or as an object: one layer,
             for a softmax and without subsampling. Positions are numbered along the last axis first,
-            and its width must be the last axis's.
+            and its width must be the last axis's. All positions read all when not given; for
+            gaussian on a CPU an N x N tensor is then kept for the backward pass, which ``"dense"``
+            avoids.
 
     Raises:
         UserError: unknown words, numbers that are no counts, an odd ``channels`` without ``inner``,
@@ -118,9 +125,11 @@ class NonLocal(nn.Module):
 
         Raises:
             UserError: ``x`` has other axes or channels, or the pattern is for rows of another
-                width.
+                width; or in training there is one value for each channel, and a norm.
         """
         require_maps(x, self.channels, "NonLocal", self.dims)
+        if self.batch_norm is not None:
+            require_variance(x, self.batch_norm, "NonLocal", "build it with norm=False")
         if self.pattern is not None:
             require_width(self.pattern, x.shape[2:], "NonLocal")
         read = self._pool(x) if self.subsample == "before" else x
@@ -175,23 +184,8 @@ class NonLocal(nn.Module):
 
     def _checked_pattern(self, pattern: str | Stack | Layer | Pattern | None) -> Stack | None:
         steps = steps_of(pattern, "NonLocal")
-        if steps is None:
-            return None
-        if self.similarity in ("dot", "concat"):
-            raise UserError(
-                f"similarity '{self.similarity}' of NonLocal cannot follow the pattern '{steps}',"
-                " which needs a softmax; take 'embedded' or 'gaussian', or leave the pattern out"
-            )
-        if self.subsample is not None:
-            raise UserError(
-                f"NonLocal with subsample '{self.subsample}' reads positions of a smaller map,"
-                f" which the pattern '{steps}' does not number; leave one of the two out"
-            )
-        if len(steps.layers) > 1:
-            raise UserError(
-                f"the pattern '{steps}' has {len(steps.layers)} layers, but NonLocal is one step;"
-                " put one block for each after another"
-            )
+        if steps is not None:
+            check_pattern_of_non_local(steps, self.similarity, self.subsample)
         return steps
 
     def _start(self) -> None:

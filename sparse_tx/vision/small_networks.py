@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from sparse_tx.errors import UserError
+from sparse_tx.vision.checks import require_count
 
 Gate = Callable[[int], nn.Module]
 """Makes the gate of a block from the channels that it gates: ``(B, C, H, W)`` in and out."""
@@ -37,14 +38,13 @@ class SmallResNet(nn.Module):
             stride: of the first convolution.
 
         Raises:
-            UserError: a size is not 1 or more, or there is no stage.
+            UserError: a size is no whole number, 1 or more, or there is no stage.
         """
         super().__init__()
         sizes = {"blocks": blocks, "classes": classes, "in_channels": in_channels, "stride": stride}
         sizes |= {f"channels[{stage}]": width for stage, width in enumerate(channels)}
         for name, size in sizes.items():
-            if size < 1:
-                raise UserError(f"{name} is {size}; it must be 1 or more")
+            require_count(name, size, "SmallResNet")
         if not channels:
             raise UserError("channels is empty; give the width of at least one stage, such as 16")
         self.stem = nn.Sequential(

@@ -102,8 +102,7 @@ def require_width(steps: Stack, shape: torch.Size, owner: str) -> None:
         owner: the module's name.
     """
     width = shape[-1]
-    others = {w for layer in steps.layers for w in layer.map_widths if w != width}
-    if others:
+    if others := steps.map_widths - {width}:
         other = min(others)
         raise UserError(
             f"the pattern '{steps}' of {owner} is for maps with rows of {other} positions, but it"

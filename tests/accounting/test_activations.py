@@ -52,6 +52,7 @@ def step_peaks(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]
         dict(activation="swiglu", dropout=0.1),
         dict(activation="gelu", dropout=0.1, qk_norm=True, position="none"),
         dict(activation="relu2", tie_embeddings=True, n_qk=36, n_ff=97, position="rope"),
+        dict(activation="relu2", bias=False, position="grid+rope", qk_norm=True, recent_tokens=4),
         MODERN | dict(norm="rmsnorm", bias=True, n_layer=7),
         MODERN | dict(seq_len=3011, chunk=900),
         dict(activation="swiglu", seq_len=3011, chunk=900, dropout=0.1),

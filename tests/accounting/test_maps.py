@@ -306,6 +306,22 @@ def test_sizes_that_are_none(sizes):
         (lambda shape: non_local(shape, subsample="befor"), "did you mean 'before'"),
         (lambda shape: non_local(shape, subsample="after", factor=0), "factor is 0"),
         (lambda shape: non_local(shape, 0), "inner is 0"),
+        (
+            lambda shape: non_local(shape, similarity="dot", pattern="rows:3"),
+            "similarity 'dot' of NonLocal cannot follow the pattern 'rows:3'",
+        ),
+        (
+            lambda shape: non_local(shape, similarity="concat", pattern=parse_pattern("rows:3")),
+            "similarity 'concat' of NonLocal cannot follow",
+        ),
+        (
+            lambda shape: non_local(shape, subsample="after", pattern="rows:3"),
+            "NonLocal with subsample 'after' reads positions of a smaller map",
+        ),
+        (
+            lambda shape: non_local(shape, pattern="rows:3,columns:3"),
+            "the pattern 'rows:3,columns:3' has 2 layers, but NonLocal is one step",
+        ),
         (lambda shape: convolution(shape, 0), "out_channels is 0"),
         (lambda shape: pairs_of_steps("rows:4", shape), "rows of 4 positions.*write 3"),
         (lambda shape: pairs_of_steps("rows:3/columns:3", shape), "2 groups of heads"),

@@ -29,6 +29,7 @@ def bytes_of(tensors):
     [
         dict(),
         dict(position="rope", recent_tokens=4, bias=False, activation="swiglu"),
+        dict(position="grid+rope", position_shape=(5, 7)),
         dict(position="table", tie_embeddings=True, norm="rmsnorm"),
     ],
 )

@@ -36,7 +36,7 @@ def model_configs(draw):
         norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
         bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
-        position=draw(st.sampled_from(["grid", "table", "rope", "none"])),
+        position=draw(st.sampled_from(["grid", "table", "rope", "grid+rope", "none"])),
         recent_tokens=draw(st.integers(1, 5)),
         ngrams=draw(st.sampled_from([(), (2,), (1, 3)])),
         ngram_rows=draw(st.integers(1, 40)),

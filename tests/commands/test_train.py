@@ -196,7 +196,7 @@ def test_a_checkpoint_is_no_run_folder(more, inside, capsys, monkeypatch):
         (["--pattern=fixed:8:9"], "wider than its block"),
         (["--pattern=dense/dense/dense"], "2 heads cannot be split into 3 equal groups"),
         (["--engine=fast"], "unknown attention engine 'fast'"),
-        (["--position=left"], "--position is 'left'; it must be one of grid, table, rope, none"),
+        (["--position=left"], "it must be one of grid, table, rope, grid+rope, none"),
         (["--seq_len=100000"], "a window of seq_len 100,000 tokens does not fit into a split of"),
         (["--data=absent.txt"], "absent.txt"),
         (["--split=[90,5,6]"], "split"),
@@ -316,7 +316,7 @@ def spoil_losses(monkeypatch, steps):
 
 
 def test_skipped_steps_are_shown(capsys, monkeypatch):
-    monkeypatch.setattr("sparse_tx.commands.train._SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr("sparse_tx.commands.training_display._SECONDS_BETWEEN_LINES", -1)
     spoil_losses(monkeypatch, {3, 5})
     assert main(flags(max_steps=7, eval_every=100)) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "min left" in line]

@@ -7,7 +7,7 @@ import pytest
 
 from sparse_tx.accounting import useful_flops
 from sparse_tx.config import ModelConfig
-from sparse_tx.evaluation import plan_windows
+from sparse_tx.evaluation import check_windows_of_images, plan_windows
 
 LENGTHS = (1, 2, 6, 7, 8, 13, 14, 50, 101)
 
@@ -116,3 +116,11 @@ def test_what_cannot_be_planned_is_refused(arguments, sentence):
 
 def test_a_protocol_that_is_named_twice_counts_once():
     assert [p.min_context for p in plan_windows(100, 13, [4, 0, 4]).protocols] == [4, 0]
+
+
+def test_windows_of_a_model_of_images_are_images():
+    check_windows_of_images((5, 7, 3), 105, [0])
+    with pytest.raises(ValueError, match="a window has 104 tokens, and the model is of images of"):
+        check_windows_of_images((5, 7, 3), 104, [0])
+    with pytest.raises(ValueError, match="min_context is 4, for which windows overlap"):
+        check_windows_of_images((5, 7, 3), 105, [0, 4])

@@ -51,7 +51,7 @@ class SmallDecoder:
         for h, (q, k, v) in enumerate(zip(*of_heads, strict=True)):
             if config.qk_norm:
                 q, k = ((y - y.mean()) / np.sqrt(y.var() + 1e-5) for y in (q, k))
-            if config.position == "rope":
+            if "rope" in config.position:
                 q, k = self.rotate(q, i), self.rotate(k, i)
             self.keys[n][h].append(k)
             self.values[n][h].append(v)

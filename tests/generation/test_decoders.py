@@ -25,6 +25,7 @@ OPTIONS = {
     "paper": dict(),
     "table": dict(position="table", n_qk=12, n_ff=28),
     "modern": dict(position="rope", norm="rmsnorm", qk_norm=True, activation="relu2", bias=False),
+    "images": dict(position="grid+rope", position_shape=(11, 2, 3), qk_norm=True, recent_tokens=2),
     "swiglu tied": dict(activation="swiglu", tie_embeddings=True, position="none"),
     "look-ups": dict(position="rope", recent_tokens=3, ngrams=(2, 3), ngram_rows=13, recall=2),
 }

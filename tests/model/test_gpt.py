@@ -16,6 +16,7 @@ OPTIONS = {
     "paper": dict(),
     "half-size": dict(n_qk=12, n_ff=48),
     "modern": dict(position="rope", norm="rmsnorm", qk_norm=True, activation="relu2", bias=False),
+    "grid and rotations": dict(position="grid+rope", qk_norm=True),
     "swiglu tied table": dict(activation="swiglu", tie_embeddings=True, position="table"),
     "no positions": dict(position="none"),
     "recent tokens": dict(recent_tokens=4),

@@ -53,7 +53,7 @@ def test_a_hash_in_common_is_no_match(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("position", ["grid", "table", "rope"])
+@pytest.mark.parametrize("position", ["grid", "table", "rope", "grid+rope"])
 def test_inputs_are_those_of_the_whole_text(settings, position):
     model, tokens = make_model(recent_tokens=4, position=position, **settings), draw(59)
     for parameter in model.parameters():

@@ -23,7 +23,7 @@ OPTIONS = {
     "paper": dict(),
     "half-size": dict(n_qk=12, n_ff=37),
     "modern": dict(position="rope", norm="rmsnorm", qk_norm=True, activation="relu2", bias=False),
-    "swiglu tied": dict(activation="swiglu", tie_embeddings=True, position="rope"),
+    "swiglu tied": dict(activation="swiglu", tie_embeddings=True, position="grid+rope"),
     "recent tokens": dict(recent_tokens=3, position="none", qk_norm=True),
 }
 B, T, V = 3, 31, 17

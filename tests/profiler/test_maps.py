@@ -134,7 +134,8 @@ def test_what_is_said():
     for words in (
         "position attention, dense costs most, 54.1 GMAC or 2.44 times a 3x3 convolution",
         "SE costs least, 32.8 kMAC or 1/677,448 of it",
-        "Along rows:W,columns:W there, 2.06 % of all pairs",
+        "Along rows:W,columns:W there, 2 steps take as many products as 2.06 % of all pairs of",
+        "Along crisscross:W there, 2.05 % of all pairs of positions meet: an attention map",
         "below 4,608 positions, 9 for each channel: on squares up to 67x67; 97x97x512 has 9,409",
         "2.04 times the convolution",
         "more than 98 numbers, positions times channels: 97x97x512 has 4,817,408",
@@ -150,6 +151,14 @@ def test_what_is_said_of_tiny_maps():
     text = " ".join(map_sentences(profile(tiny)))
     assert "on squares up to 11x11; 1x1x16 has 1, and there they cost 1/144 of the" in text
     assert "1x1x16 has 16, and there it costs 6.12 times them" in text
+    assert (
+        "Along rows:W,columns:W there, 2 steps take as many products as 200 % of all pairs of"
+        " positions: attention maps held whole take 8 B in place of 4 B." in text
+    )
+    assert "Along dense" not in text and "Along crisscross" not in text
+    # Steps that together take what all pairs do are said, too.
+    square = " ".join(map_sentences(profile(MapShape((2, 2), 16), patterns="rows:W,columns:W")))
+    assert "as many products as 100 % of all pairs" in square
 
 
 def test_the_table():

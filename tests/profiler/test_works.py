@@ -63,7 +63,10 @@ def seen_by_attention(monkeypatch, run):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("model", [{}, {"position": "rope"}, {"qk_norm": True}, {"n_qk": 4}])
+@pytest.mark.parametrize(
+    "model",
+    [{}, *({"position": name} for name in ("rope", "grid+rope")), {"qk_norm": True}, {"n_qk": 4}],
+)
 def test_attention_reads_what_the_model_gives_it(model, precision, monkeypatch):
     setting = make_setting("forward", {"precision": precision}, **model)
     expected = seen_by_attention(monkeypatch, make_work(setting).run)

@@ -145,6 +145,32 @@ def test_a_module_that_is_called_twice_counts_twice():
     assert (found.macs, found.parameters) == (50, 25)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_type(dtype):
+    network = nn.Sequential(nn.Conv2d(3, 14, 3), nn.BatchNorm2d(14), NonLocal(14), CBAM(14, 7))
+    expected = count_network(network, (3, 9, 7))
+    assert count_network(network.to(dtype), (3, 9, 7)) == expected
+
+
+def test_layers_that_are_called_by_keyword():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(3, 14, 3, stride=2)
+            self.layer = nn.Conv2d(14, 14, 3)
+            self.attention = NonLocal(14)
+
+        def forward(self, x):
+            return self.attention(x=self.layer(input=self.up(output_size=[9, 12], input=x)))
+
+    network = Named()
+    by_place = nn.Sequential(network.layer, network.attention)
+    found, rest = count_network(network, (3, 4, 5)), count_network(by_place, (14, 9, 12))
+    assert found.by_module["up"] == 3 * 4 * 5 * 14 * 3 * 3
+    assert found.macs - found.by_module["up"] == rest.macs
+    assert found.by_module["attention"] == rest.by_module["1"] > 0
+
+
 def test_shared_parameters_count_once():
     first, second = nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False)
     second.weight = first.weight

@@ -70,6 +70,74 @@ def test_every_word_reads_what_it_allows(pattern):
     assert_close(module(x), step(module, x.numpy(), lambda i, j: head.allows(i, j, causal=False)))
 
 
+# Of two places, (row, column) each, on a map of any width.
+PLACES = {
+    "rows:{W}": lambda i, j: i[0] == j[0],
+    "columns:{W}": lambda i, j: i[1] == j[1],
+    "crisscross:{W}": lambda i, j: i[0] == j[0] or i[1] == j[1],
+    "tiles:{W}:{E}": lambda i, j: i[0] // 3 == j[0] // 3 and i[1] // 3 == j[1] // 3,
+    "lattice:{W}:{E}": lambda i, j: i[0] % 3 == j[0] % 3 and i[1] % 3 == j[1] % 3,
+}
+every_place = pytest.mark.parametrize(
+    ("word", "shape"),
+    [
+        (word, shape)
+        for word in PLACES
+        for shape in [(5, 7), (1, 7), (1, 1), (5, 1), (2, 11)]
+        if shape[1] >= 3 or "E" not in word  # an edge is no longer than the map is wide
+    ],
+)
+
+
+def along(word, shape):
+    """Attention along a word that is written for the map's own width, with random weights."""
+    return randomised(PositionAttention(15, 5, pattern=word.format(W=shape[1], E=3)))
+
+
+@every_place
+def test_maps_of_one_row_or_column(word, shape):
+    module, x = along(word, shape), draw(2, 15, *shape)
+
+    def allowed(i, j):
+        return PLACES[word](divmod(i, shape[1]), divmod(j, shape[1]))
+
+    assert_close(module(x), step(module, x.numpy(), allowed))
+    d_out = draw(*x.shape, seed=3)
+    channels_last = x.to(memory_format=torch.channels_last)
+    assert module(channels_last).is_contiguous(memory_format=torch.channels_last)
+    rows, channels = (
+        torch.autograd.grad(module(one.requires_grad_()), one, d_out)[0]
+        for one in (x, channels_last)
+    )
+    assert_close(channels, rows)
+
+
+@every_place
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_types_of_numbers_along_a_map_s_own_width(word, shape, dtype):
+    x, d_out = draw(2, 15, *shape) / 4, draw(2, 15, *shape, seed=3)
+    within = 64 * torch.finfo(dtype).eps
+    expected = results(along(word, shape), x, d_out)
+    low = results(along(word, shape).to(dtype), x.to(dtype), d_out.to(dtype))
+    for found, other in zip(low, expected, strict=True):
+        assert found.dtype == dtype
+        assert_close(found.double(), other, within)
+    if dtype == torch.bfloat16:
+        with torch.autocast("cpu", dtype=dtype):  # around the backward pass, too
+            mixed = results(along(word, shape).float(), x.float(), d_out.float())
+        for found, other in zip(mixed, expected, strict=True):
+            assert found.dtype == torch.float32
+            assert_close(found.double(), other, within)
+
+
+def results(module, x, d_out):
+    """What comes out, and the gradients of the input and of the weights of keys and values."""
+    x = x.clone().requires_grad_()
+    out = module(x)
+    inputs = [x, module.value.weight, module.alpha]
+    return [out.detach(), *torch.autograd.grad(out, inputs, d_out)]
+
+
 @pytest.mark.parametrize(
     ("pattern", "steps"),
     [
@@ -176,6 +244,18 @@ def test_weights_of_a_position_are_its_row(pattern):
         read = (v * weights[:, None]).sum(2)
         expected = x.flatten(2)[:, :, position] + module.alpha * read
         assert_close(module(x).flatten(2)[:, :, position], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_query_that_reads_nothing_has_a_map_of_zeros(dtype):
+    """No summary of 64 positions ends on a map of 35."""
+    module = randomised(PositionAttention(15, 5, pattern="summary:64:1")).to(dtype)
+    x = draw(*SHAPE).to(dtype)
+    weights = module.weights_of(x, 17)
+    assert torch.equal(weights, torch.zeros(2, 5, 7, dtype=weights.dtype))
+    assert torch.equal(module(x), x)
+    weights.sum().backward()
+    assert not module.query.weight.grad.any()
 
 
 def test_weights_of_a_later_step_are_of_its_own_input():

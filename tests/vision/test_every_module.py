@@ -64,6 +64,17 @@ def test_under_autocast_the_result_has_the_input_s_type(name):
 
 
 @every_module
+def test_a_backward_pass_under_autocast(name):
+    module = randomised(MODULES[name]()).float()
+    x = (draw(2, CHANNELS, 5, 7, dtype=torch.float32) / 4).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = torch.autograd.grad(module(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(module(x).square().sum(), x)
+    assert found.dtype == torch.float32
+    assert_close(found, expected, within=64 * torch.finfo(torch.bfloat16).eps)
+
+
+@every_module
 def test_layout_of_memory_stays(name):
     module, x = randomised(MODULES[name]()), draw(2, CHANNELS, 5, 7)
     rows, channels = module(x), module(x.to(memory_format=torch.channels_last))
@@ -264,6 +275,32 @@ def test_no_map_of_all_pairs(make):
     with Largest() as largest:
         module(x).sum().backward()
     assert CHANNELS * N <= largest.numbers < N * N / 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pattern: PositionAttention(CHANNELS, 5, pattern=pattern),
+        lambda pattern: NonLocal(CHANNELS, 7, similarity="gaussian", pattern=pattern),
+        lambda pattern: DualAttentionHead(4 * CHANNELS, 7, reduction=5, pattern=pattern),
+    ],
+)
+def test_the_dense_pattern_is_all_pairs_without_a_map_of_them(make):
+    """As docstrings say: without a pattern a CPU keeps the map, and with "dense" it does not."""
+    torch.manual_seed(3)
+    plain = make(None)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    dense = make("dense")
+    dense.load_state_dict(plain.state_dict())
+    channels = plain.channels
+    x = draw(1, channels, H, W, dtype=torch.float32).requires_grad_()
+    plain, dense = plain.eval(), dense.eval()
+    kept, expected = kept_for_the_backward_pass(plain, x)
+    none, found = kept_for_the_backward_pass(dense, x)
+    assert (kept, none) == (N * N, 0)
+    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        assert_close(one, other, within=1e-5)
 
 
 def kept_for_the_backward_pass(module, x):

@@ -1,12 +1,15 @@
 """The small fully convolutional network against loops, and what its arms have in common."""
 
 import math
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
 from sparse_tx.errors import UserError
+from sparse_tx.patterns import parse_pattern
+from sparse_tx.vision import PositionAttention
 from sparse_tx.vision.fcn import SmallFCN, map_edge
 from tests.vision import loops
 from tests.vision.helpers import assert_close, draw, randomised, weights_of
@@ -92,6 +95,15 @@ def test_it_is_its_equations(position, channel):
     both = both + convolved(right, weights, "channel_branch.after")
     logits = loops.mapped(both, weights["classifier.weight"], weights["classifier.bias"])
     assert_close(model(images), enlarged(logits, 11, 17), within=1e-10)
+
+
+def test_patterns_as_text_stack_layer_and_head():
+    stack, images = parse_pattern("rows:5"), draw(2, 1, 11, 17)
+    by_text = randomised(SmallFCN(3, channels=8, position="rows:5"))(images)
+    for position in (stack, stack.layer(0), stack.at(0, 0, 1)):
+        assert torch.equal(randomised(SmallFCN(3, channels=8, position=position))(images), by_text)
+    hints = get_type_hints(SmallFCN.__init__)
+    assert hints["position"] == get_type_hints(PositionAttention.__init__)["pattern"]
 
 
 def test_all_arms_have_the_same_weights():

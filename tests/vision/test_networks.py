@@ -217,3 +217,18 @@ def test_networks_for_the_counter_hold_nothing():
 def test_a_network_that_is_not_there():
     with pytest.raises(UserError, match=r"no ResNet of 34 layers.*50 and 101"):
         resnet(34)
+
+
+@pytest.mark.parametrize(
+    ("places", "sentence"),
+    [
+        ("depthwise", "places of MobileNet is 'depthwise'; give a list of words, such as"),
+        (["pointwise", "depthwize"], "unknown place 'depthwize' of MobileNet: did you mean 'depth"),
+        (["stem"], "unknown place 'stem' of MobileNet"),
+        ([1], "place of MobileNet is 1; it must be one of the words depthwise, pointwise"),
+    ],
+)
+def test_places_that_are_not_there(places, sentence):
+    with pytest.raises(UserError) as raised:
+        mobilenet(SqueezeExcite, places)
+    assert sentence in str(raised.value)

@@ -59,6 +59,13 @@ from tests.vision.helpers import MODULES
         (lambda: CBAM(64, 48), "such as 32"),
         (lambda: CBAM(64, kernel_size=4), "take 3 or 5"),
         (lambda: CBAM(-1, order="spatial"), "channels of CBAM is -1"),
+        # What the gate that is left out would refuse.
+        (lambda: CBAM(64, order="channel", kernel_size=4), "kernel_size of SpatialGate is 4"),
+        (lambda: CBAM(64, order="channel", descriptor="pol"), "did you mean 'pool'?"),
+        (lambda: CBAM(64, 7, order="spatial"), "reduction 7 of ChannelGate does not divide its 64"),
+        (lambda: CBAM(64, 0, order="spatial"), "reduction of CBAM is 0"),
+        (lambda: CBAM(64, order="spatial", pools="avg"), "pools of ChannelGate is 'avg'"),
+        (lambda: CBAM(64, order="spatial", pools=("mix",)), "unknown pool 'mix'"),
         (
             lambda: NonLocal(15),
             "NonLocal is half as wide inside, but its 15 channels are odd; give inner=..., such"
@@ -158,6 +165,57 @@ def test_inputs_of_other_shapes(name):
         with pytest.raises(TypeError) as raised:
             module(x)
         assert sentence in str(raised.value)
+
+
+def test_a_reduction_that_nobody_gave_is_not_asked_of_a_spatial_gate_alone():
+    assert CBAM(15, order="spatial").channel_gate is None
+
+
+# With a batch norm of maps.
+NORMED = [
+    lambda **norm: SpatialGate(**norm),
+    lambda **norm: CBAM(15, 5, **norm),
+    lambda **norm: CBAM(15, 5, order="parallel", **norm),
+    lambda **norm: NonLocal(15, 7, **norm),
+    lambda **norm: NonLocal(15, 7, dims=1, **norm),
+    lambda **norm: NonLocal(15, 7, dims=3, **norm),
+]
+
+
+@pytest.mark.parametrize("make", NORMED)
+def test_one_value_has_no_variance(make):
+    module = make()
+    shape = (15, *[1] * getattr(module, "dims", 2))
+    one = torch.ones(1, *shape)
+    with pytest.raises(UserError) as raised:
+        module(one)
+    assert (
+        f"was called in training with shape {(1, *shape)}, one value for each channel, of which its"
+        " batch norm has no variance; give a larger batch or map, build it with norm=False, or call"
+        " eval()"
+    ) in str(raised.value)
+    for works in (make(norm=False), make().eval()):
+        assert works(one).shape == one.shape
+    assert module(torch.ones(2, *shape)).shape == (2, *shape)
+
+
+def test_one_value_has_no_variance_in_the_head():
+    head, one = DualAttentionHead(64, 7), torch.ones(1, 64, 1, 1)
+    with pytest.raises(UserError) as raised:
+        head(one)
+    assert str(raised.value) == (
+        "DualAttentionHead was called in training with shape (1, 64, 1, 1), one value for each"
+        " channel, of which its batch norm has no variance; give a larger batch or map, or call"
+        " eval()"
+    )
+    assert head(torch.ones(1, 64, 1, 2)).sum.shape == (1, 7, 1, 2)
+    assert head.eval()(one).sum.shape == (1, 7, 1, 1)
+    # Norms that are frozen, or others in their place, need no variance.
+    block = NonLocal(15, 7)
+    block.batch_norm.eval()
+    assert block(torch.ones(1, 15, 1, 1)).shape == (1, 15, 1, 1)
+    block.batch_norm = torch.nn.GroupNorm(3, 15)
+    assert block(torch.ones(1, 15, 1, 1)).shape == (1, 15, 1, 1)
 
 
 ANY_CHANNELS = {"channel", "channel, plain", "channel, scaled", "spatial gate", "spatial gate, k3"}

@@ -121,9 +121,10 @@ def test_gradients_reach_every_weight():
     ("arguments", "message"),
     [
         (((), 1, 3), "channels is empty"),
-        (((5, 0), 1, 3), r"channels\[1\] is 0; it must be 1 or more"),
-        (((5,), 0, 3), "blocks is 0"),
-        (((5,), 1, 0), "classes is 0"),
+        (((5, 0), 1, 3), r"channels\[1\] of SmallResNet is 0; it must be a whole number"),
+        (((5,), 0, 3), "blocks of SmallResNet is 0"),
+        (((5,), 1.5, 3), "blocks of SmallResNet is 1.5; it must be a whole number, 1 or more"),
+        (((5,), 1, 0), "classes of SmallResNet is 0"),
     ],
 )
 def test_sizes_that_cannot_be_used(arguments, message):
@@ -132,7 +133,7 @@ def test_sizes_that_cannot_be_used(arguments, message):
 
 
 def test_further_sizes_that_cannot_be_used():
-    with pytest.raises(UserError, match="stride is 0"):
+    with pytest.raises(UserError, match="stride of SmallResNet is 0"):
         SmallResNet((5,), 1, 3, stride=0)
-    with pytest.raises(UserError, match="in_channels is -1"):
+    with pytest.raises(UserError, match="in_channels of SmallResNet is -1"):
         SmallResNet((5,), 1, 3, in_channels=-1)

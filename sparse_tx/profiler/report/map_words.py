@@ -6,7 +6,15 @@ from sparse_tx.accounting.map_crossovers import (
     positions_of_convolution,
 )
 from sparse_tx.accounting.maps import FLOAT32_BYTES, MapShape
-from sparse_tx.profiler.maps import CONVOLUTION, NON_LOCAL, SPATIAL_GATE, MapProfile, MapRow
+from sparse_tx.patterns import parse_pattern
+from sparse_tx.profiler.maps import (
+    CONVOLUTION,
+    NON_LOCAL,
+    SPATIAL_GATE,
+    MapProfile,
+    MapRow,
+    at_width,
+)
 from sparse_tx.profiler.report.sheets import Cell, Column, Sheet
 from sparse_tx.profiler.report.words import (
     UNKNOWN,
@@ -49,17 +57,23 @@ def _dearest(profile: MapProfile, shape: MapShape) -> str:
 
 
 def _sparse(profile: MapProfile, shape: MapShape) -> list[str]:
-    """How much of all pairs each pattern leaves."""
+    """How much of all pairs each pattern leaves; steps may take more than all pairs do."""
     found = []
     for row in profile.rows:
         name, _, label = row.module.partition(", ")
         every = shape.positions**2
-        if row.shape != shape or name != "position attention" or row.cost.attention_map == every:
+        if row.shape != shape or name != "position attention":
             continue
+        steps = len(parse_pattern(at_width(label, shape.width)).layers)
+        if steps == 1 and row.cost.attention_map == every:
+            continue
+        share = f"{share_text(row.cost.attention_map / every)} of all pairs of positions"
+        if steps == 1:
+            said = f"{share} meet: an attention map held whole takes"
+        else:
+            said = f"{steps} steps take as many products as {share}: attention maps held whole take"
         found.append(
-            f"Along {label} there, {share_text(row.cost.attention_map / every)} of all pairs of"
-            f" positions meet: an attention map held whole takes"
-            f" {bytes_text(row.cost.attention_map_bytes)} in place of"
+            f"Along {label} there, {said} {bytes_text(row.cost.attention_map_bytes)} in place of"
             f" {bytes_text(every * FLOAT32_BYTES)}."
         )
     return found
