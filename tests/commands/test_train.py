@@ -192,7 +192,7 @@ def test_a_checkpoint_is_no_run_folder(more, inside, capsys, monkeypatch):
         (["--bias=maybe"], "--bias is 'maybe'; it must be true or false"),
         (["--n_layer=0"], "n_layer is 0; it must be 1 or more"),
         (["--pattern=lokal:4"], "unknown word 'lokal'"),
-        (["--pattern=local:-4"], "it must be a whole number of tokens, 1 or more"),
+        (["--pattern=local:-4"], "it must be a whole number of positions, 1 or more"),
         (["--pattern=fixed:8:9"], "wider than its block"),
         (["--pattern=dense/dense/dense"], "2 heads cannot be split into 3 equal groups"),
         (["--engine=fast"], "unknown attention engine 'fast'"),
