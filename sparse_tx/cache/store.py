@@ -176,6 +176,15 @@ class KVCache:
     def _groups(self) -> list[HeadGroup]:
         return [group for layer in self.layers for group in layer.groups]
 
+    def occupy(self) -> None:
+        """Write to all slots, so that the system gives their memory now.
+
+        It gives none for what was only asked for, until texts first grow into it.
+        """
+        for group in self._groups:
+            group.k.zero_()
+            group.v.zero_()
+
     def copy_text(self, source: int, target: int) -> None:
         """Let one text be what another is, in every layer."""
         for layer in self.layers:

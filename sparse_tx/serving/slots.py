@@ -29,6 +29,7 @@ class Slots:
         kind = NativeDecoder if self.why_not_native is None else CachedDecoder
         self._decoder = kind(model, room)
         self._decoder.open(slots)
+        self._decoder.cache.occupy()  # too little memory is found out now, and not in the middle
         self._free = list(reversed(range(slots)))
 
     @property

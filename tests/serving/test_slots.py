@@ -5,6 +5,7 @@ import torch
 
 from sparse_tx.generation import RecomputeDecoder
 from sparse_tx.model import GPT
+from sparse_tx.profiler.memory import resident_bytes
 from sparse_tx.serving import slots as slots_module
 from sparse_tx.serving.slots import Slots
 from tests.serving.conftest import make_model
@@ -100,3 +101,12 @@ def test_room_that_is_shorter_than_the_context(model, by):
     prompt = prompts()[2]
     whole = grown_alone(model, prompt, 4)
     assert torch.equal(grown_alone(model, prompt, 4, room=len(prompt) + 4), whole)
+
+
+def test_the_memory_of_all_texts_is_taken_at_once(by):
+    """Asked for only, it would be counted as texts first grow into it, or be missing then."""
+    model = make_model(pattern="dense", seq_len=4096)
+    before = resident_bytes()
+    slots = Slots(model, slots=64, room=4096)
+    taken, caches = resident_bytes() - before, slots._decoder.cache.nbytes
+    assert caches > 50_000_000 and taken > 0.9 * caches
