@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sparse_tx"
 FLOORS = [
-    {"errors", "folders"},
+    {"errors", "files", "folders"},
     {"patterns"},
     {"config", "masks", "data", "native"},
     {"attention", "cache", "accounting"},

@@ -225,10 +225,11 @@ def _flops(config: ModelConfig, T: int, batch: int, pairs: int) -> Flops:
 def _feed_forward(config: ModelConfig, T: int, batch: int) -> Passes:
     """One layer's feed-forward, which takes long batches in pieces that are always recomputed.
 
-    Recomputation ends at the last tensor that the backward pass needs. A piece needs no output
-    (the second matrix), nor does a block unless dropout follows; if that block's feed-forward is
-    in pieces, which need their inputs alone, the last of them is not even begun. With
-    ``head_chunk``, pieces are those of the rest of the block too, computed again as a whole.
+    Recomputation ends at the last tensor that the backward pass needs. That is never the output of
+    a piece, so that its second matrix is not multiplied again. It is the output of the whole
+    feed-forward only where dropout follows; where it does not, and the feed-forward is in pieces,
+    recomputing the block stops before the last piece, whose backward pass needs its input alone.
+    With ``head_chunk``, a piece is the rest of the block too, and is computed again as a whole.
     """
     N, hidden = batch * T, config.ff_width
     gates = 2 if config.activation == "swiglu" else 1

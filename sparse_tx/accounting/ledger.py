@@ -24,8 +24,8 @@ class Ledger:
         peak: the most that were ever held.
         at_peak: who held them then, by part, in bytes.
         taken_large: bytes of all blocks above ``LARGE`` bytes that were taken, one after another.
-        times: for how many blocks of its kind, taken and given back one after another, one that is
-            taken now stands in ``taken_large``.
+        times: how often a block that is taken now counts in ``taken_large``. Work that repeats,
+            taking and giving back the same blocks each time, is entered once, with its number here.
     """
 
     def __init__(self):

@@ -16,7 +16,8 @@ from math import prod
 
 from sparse_tx.accounting.heads import require_count
 from sparse_tx.errors import UserError, nearest
-from sparse_tx.patterns import Layer, Pattern, Stack, parse_pattern
+from sparse_tx.patterns import Layer, Pattern, Stack
+from sparse_tx.patterns.given import as_stack, require_width
 
 FLOAT32_BYTES = 4
 DESCRIPTORS = ("pool", "conv")
@@ -219,7 +220,7 @@ def non_local(
     if subsample is not None:
         _require_word("subsample", subsample, SUBSAMPLES)
     if pattern is not None:
-        pattern = _stack(pattern)
+        pattern = as_stack(pattern)
         check_pattern_of_non_local(pattern, similarity, subsample)
     inner = _divided(C, 2) if inner is None else inner
     require_count("inner", inner, "channels")
@@ -309,7 +310,7 @@ def pairs_of_steps(pattern: str | Pattern | Layer | Stack, shape: MapShape) -> t
     Raises:
         UserError: the pattern has several groups of heads, or is for maps of another width.
     """
-    layers = _stack(pattern).layers
+    layers = as_stack(pattern).layers
     known: dict[Layer, int] = {}
     for layer in layers:
         if layer in known:
@@ -320,11 +321,7 @@ def pairs_of_steps(pattern: str | Pattern | Layer | Stack, shape: MapShape) -> t
                 " head; merge sets by '+', or apply them in turn by ','"
             )
         head = layer.at(0, 1)
-        if others := sorted(head.map_widths - {shape.width}):
-            raise UserError(
-                f"pattern '{head}' is for maps with rows of {others[0]} positions, and a map"
-                f" {shape} has rows of {shape.width}; write {shape.width} in its place"
-            )
+        require_width(head, shape.sizes)
         known[layer] = head.count_pairs(shape.positions, causal=False)
     return tuple(known[layer] for layer in layers)
 
@@ -337,15 +334,6 @@ def pooled(shape: MapShape, factor: int = 2) -> MapShape:
     require_count("factor", factor, "positions")
     time, space = shape.sizes[:-2], shape.sizes[-2:]
     return MapShape((*time, *(-(-size // factor) for size in space)), shape.channels)
-
-
-def _stack(pattern: str | Pattern | Layer | Stack) -> Stack:
-    """A pattern as the steps that it is."""
-    if isinstance(pattern, str):
-        return parse_pattern(pattern)
-    if isinstance(pattern, Pattern):
-        pattern = Layer((pattern,))
-    return Stack((pattern,)) if isinstance(pattern, Layer) else pattern
 
 
 def _divided(channels: int, reduction: int) -> int:

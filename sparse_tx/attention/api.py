@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sparse_tx.attention import cpu, flex, reference, self_check, triton, views
 from sparse_tx.errors import UserError, UserTypeError, nearest
-from sparse_tx.patterns import Layer, Pattern, Stack, parse_pattern
+from sparse_tx.patterns import Layer, Pattern
+from sparse_tx.patterns.given import PatternLike, as_stack
 
 ENGINES: dict[str, ModuleType] = {
     "reference": reference,
@@ -209,16 +210,10 @@ def workspace_bytes(
     return of_engine(heads, B, T, D, D_v) if of_engine else (0, 0)
 
 
-def _layer(pattern: Pattern | Layer | Stack | str) -> Layer:
-    if isinstance(pattern, Layer):
+def _layer(pattern: PatternLike) -> Layer:
+    if isinstance(pattern, Layer):  # as models call it, at every step
         return pattern
-    if isinstance(pattern, Pattern):
-        return Layer((pattern,))
-    stack = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    if not isinstance(stack, Stack):
-        raise UserTypeError(
-            f"pattern is {pattern!r}; give a pattern, a layer or text such as 'local:128'"
-        )
+    stack = as_stack(pattern)
     if len(stack.layers) > 1:
         raise UserError(
             f"'{pattern}' describes {len(stack.layers)} layers, but attention is one layer; choose"

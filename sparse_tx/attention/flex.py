@@ -21,7 +21,8 @@ from sparse_tx.masks import block_mask
 from sparse_tx.patterns import Dense, Layer, Local, Pattern, Strided
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Up to this length the scores are smaller than what a compiler takes, and a CPU does without it.
+# Up to this length the scores are smaller than what a compiler takes, and a CPU does without it, as
+# it does for what torch compiles no FlexAttention for there: float64 on a CPU.
 _EAGER = 512
 _COMPILATIONS = 256
 _TILE = 128
@@ -89,7 +90,7 @@ def why_not(
 
 def _in_place(q, k, v, heads: tuple[Pattern, ...], scale: float) -> Tensor:
     T = q.shape[2]
-    length = _compiled_length(T, q.device, least=_TILE)
+    length = _compiled_length(T, q.device, q.dtype, least=_TILE)
     if length > T:  # no query reads what comes after it
         q, k, v = (F.pad(x, (0, 0, 0, length - T)) for x in (q, k, v))
     return _flex(q, k, v, _mask(heads, length, q.device), scale, split=0)[:, :, :T]
@@ -98,7 +99,7 @@ def _in_place(q, k, v, heads: tuple[Pattern, ...], scale: float) -> Tensor:
 def _in_columns(q, k, v, stride: int, scale: float) -> Tensor:
     """Attend causally down the columns of the matrix whose rows are ``stride`` tokens wide."""
     B, H, T, _ = q.shape
-    rows = _compiled_length(-(-T // stride), q.device, least=1)
+    rows = _compiled_length(-(-T // stride), q.device, q.dtype, least=1)
     short = rows * stride - T
     if short:  # no query reads what comes after it
         q, k, v = (F.pad(x, (0, 0, 0, short)) for x in (q, k, v))
@@ -124,14 +125,14 @@ def _mask(heads: tuple[Pattern, ...], T: int, device: torch.device) -> BlockMask
         return block_mask(Layer(heads), T, n_head=len(heads), tile_size=_TILE, device=device)
 
 
-def _is_eager(T: int, device: torch.device) -> bool:
-    return device.type == "cpu" and T <= _EAGER
+def _is_eager(T: int, device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cpu" and (T <= _EAGER or dtype not in _DTYPES)
 
 
-def _compiled_length(T: int, device: torch.device, *, least: int) -> int:
+def _compiled_length(T: int, device: torch.device, dtype: torch.dtype, *, least: int) -> int:
     """The next of four lengths per power of two, at least ``least`` apart; T itself if eager."""
     step = max(least, 1 << max(0, (T - 1).bit_length() - 3))
-    return T if _is_eager(T, device) else -(-T // step) * step
+    return T if _is_eager(T, device, dtype) else -(-T // step) * step
 
 
 def _flex(q, k, v, mask: BlockMask, scale: float, *, split: int) -> Tensor:
@@ -144,7 +145,7 @@ def _flex(q, k, v, mask: BlockMask, scale: float, *, split: int) -> Tensor:
 
 
 def _flex_once(q, k, v, mask: BlockMask, scale: float) -> Tensor:
-    if _is_eager(q.shape[2], q.device):
+    if _is_eager(q.shape[2], q.device, q.dtype):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
             return flex_attention(q, k, v, block_mask=mask, scale=scale)

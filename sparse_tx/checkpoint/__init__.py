@@ -1,6 +1,5 @@
 """Atomic save and load of a run: what is on disk under a checkpoint's name is always whole."""
 
-from sparse_tx.checkpoint.files import write_atomically
 from sparse_tx.checkpoint.layout import (
     Which,
     find_checkpoint,
@@ -37,5 +36,4 @@ __all__ = [
     "transplant_weights",
     "transplanted",
     "weights_sha256",
-    "write_atomically",
 ]

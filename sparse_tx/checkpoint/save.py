@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparse_tx.checkpoint.files import sync, write_atomically
 from sparse_tx.checkpoint.layout import (
     REPLACED,
     TEMPORARY,
@@ -29,6 +28,7 @@ from sparse_tx.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from sparse_tx.config import RunConfig
 from sparse_tx.data import Tokenizer
 from sparse_tx.errors import UserError
+from sparse_tx.files import sync, write_atomically
 
 MODEL, EMA = "model.safetensors", "ema.safetensors"
 CONFIG, TOKENIZER, TRAINING_STATE = "config.yaml", "tokenizer.json", "training_state.pt"

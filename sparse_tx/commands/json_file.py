@@ -5,8 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from sparse_tx.checkpoint import write_atomically
 from sparse_tx.errors import UserError
+from sparse_tx.files import write_atomically
 
 
 def check_json_file(name: str) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from sparse_tx.checkpoint import write_atomically
 from sparse_tx.errors import UserError
+from sparse_tx.files import write_atomically
 
 
 def check_output(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import lcm, prod
 
 from rich.box import SIMPLE_HEAD
@@ -15,8 +15,8 @@ from sparse_tx.commands.tables import table_lines
 from sparse_tx.errors import UserError
 from sparse_tx.masks import (
     TileCounts,
-    check_map,
     fits_text,
+    length_that_shows,
     save_map_png,
     save_png,
     text_map,
@@ -25,12 +25,11 @@ from sparse_tx.masks import (
 )
 from sparse_tx.masks.cells import counted, numbered
 from sparse_tx.patterns import Dense, Layer, Local, Pattern, Stack, parse_pattern, reachability
+from sparse_tx.patterns.given import require_width
 from sparse_tx.patterns.reachability import sources_at_once
 
 COMPLETE, INCOMPLETE = 0, 1
 
-# ``show`` without a length draws no longer sequence than this, whatever the pattern's sizes.
-LONGEST_UNASKED = 65_536
 MOST_LAYERS_OR_HEADS = 10_000
 
 DEFAULT_TILE_SIZE = 128
@@ -161,7 +160,7 @@ def _selection(args) -> Selection:
     size = map_size(args.map, {"seq_len": args.seq_len, "tile_size": args.tile_size})
     query = map_query(args.query, size)
     if size:
-        check_map(stack, *size)
+        require_width(stack, size)
     else:
         for layer in stack.layers:
             layer.check_causal()
@@ -185,20 +184,8 @@ def _selection(args) -> Selection:
     layers: dict[Layer, list[int]] = {}
     for number in numbers:
         layers.setdefault(stack.layer(number), []).append(number)
-    seq_len = prod(size) if size else args.seq_len or _length_that_shows(stack)
+    seq_len = prod(size) if size else args.seq_len or length_that_shows(stack)
     return Selection(stack, layers, n_head, seq_len, size, query)
-
-
-def _length_that_shows(stack: Stack) -> int:
-    """A length at which the largest window, stride or block stands a few times in the picture."""
-    sizes = [
-        getattr(part, field.name) or 0
-        for layer in stack.layers
-        for group in layer.groups
-        for part in group.parts
-        for field in fields(part)
-    ]
-    return min(max(48, 4 * max(sizes, default=0)), LONGEST_UNASKED)
 
 
 def _seen(chosen: Selection) -> dict[str, int]:

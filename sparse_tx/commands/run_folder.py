@@ -5,9 +5,10 @@ from pathlib import Path
 
 import yaml
 
-from sparse_tx.checkpoint import is_checkpoint, list_checkpoints, write_atomically
+from sparse_tx.checkpoint import is_checkpoint, list_checkpoints
 from sparse_tx.config import RunConfig
 from sparse_tx.errors import UserError
+from sparse_tx.files import write_atomically
 
 
 def check_is_no_checkpoint(run_dir: Path) -> None:

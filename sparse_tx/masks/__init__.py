@@ -2,17 +2,17 @@
 
 from sparse_tx.masks.dense import dense_mask
 from sparse_tx.masks.flex import block_mask
-from sparse_tx.masks.map_picture import check_map, fits_text, save_map_png, text_map
-from sparse_tx.masks.picture import save_png, text_picture
+from sparse_tx.masks.map_picture import fits_text, save_map_png, text_map
+from sparse_tx.masks.picture import length_that_shows, save_png, text_picture
 from sparse_tx.masks.tiles import TileCounts, TileLayout, pairs_of_queries, tile_layout
 
 __all__ = [
     "TileCounts",
     "TileLayout",
     "block_mask",
-    "check_map",
     "dense_mask",
     "fits_text",
+    "length_that_shows",
     "pairs_of_queries",
     "save_map_png",
     "save_png",

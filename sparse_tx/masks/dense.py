@@ -3,8 +3,9 @@
 import torch
 
 from sparse_tx.errors import UserError
-from sparse_tx.masks.heads import PatternLike, one_head, one_layer
+from sparse_tx.masks.heads import one_head, one_layer
 from sparse_tx.patterns import Pattern
+from sparse_tx.patterns.given import PatternLike
 
 # ``allows`` makes integer temporaries as large as its result; rows are taken a few at a time so
 # that these stay small beside the mask itself.

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from sparse_tx.masks.heads import PatternLike, one_head, one_layer
+from sparse_tx.masks.heads import one_head, one_layer
 from sparse_tx.masks.tiles import TileLayout, tile_layout
 from sparse_tx.patterns import Pattern
+from sparse_tx.patterns.given import PatternLike
 
 
 def block_mask(

@@ -1,9 +1,8 @@
-"""What a caller may mean by "a pattern": one head's, a layer's, or the text of either."""
+"""Which layer or head of a pattern a mask is of."""
 
 from sparse_tx.errors import UserError
-from sparse_tx.patterns import Layer, Pattern, Stack, parse_pattern
-
-PatternLike = Pattern | Layer | Stack | str
+from sparse_tx.patterns import Layer, Pattern
+from sparse_tx.patterns.given import PatternLike, as_stack
 
 
 def one_layer(pattern: PatternLike) -> Layer:
@@ -12,23 +11,14 @@ def one_layer(pattern: PatternLike) -> Layer:
     Raises:
         UserError: it has different layers, or cannot be read.
     """
-    if isinstance(pattern, str):
-        pattern = parse_pattern(pattern)
-    if isinstance(pattern, Pattern):
-        return Layer((pattern,))
-    if isinstance(pattern, Layer):
-        return pattern
-    if not isinstance(pattern, Stack):
-        raise UserError(
-            f"the pattern is {pattern!r}; give a Pattern, a Layer or text such as 'local:128'"
-        )
-    distinct = set(pattern.layers)
+    stack = as_stack(pattern)
+    distinct = set(stack.layers)
     if len(distinct) > 1:
         raise UserError(
             f"'{pattern}' has {len(distinct)} different layers and a mask belongs to one;"
             " pick it with stack.layer(n) or stack.at(layer, head, n_head)"
         )
-    return pattern.layers[0]
+    return stack.layers[0]
 
 
 def one_head(pattern: PatternLike) -> Pattern:

@@ -14,22 +14,13 @@ from sparse_tx.errors import UserError
 from sparse_tx.masks.cells import numbered
 from sparse_tx.masks.picture_file import write_picture
 from sparse_tx.patterns import Layer, Pattern, Stack
+from sparse_tx.patterns.given import require_width
 
 # Larger maps are for ``--png``.
 WIDEST_TEXT, HIGHEST_TEXT = 128, 512
 UNREAD, READ, REACHED, QUERY = range(4)
 _MARKS = "·▓▒█"
 _LARGEST = 1 << 20
-
-
-def check_map(stack: Stack, H: int, W: int) -> None:
-    """Raise a ``UserError`` where the pattern is made for maps of another width."""
-    others = sorted(stack.map_widths - {W})
-    if others:
-        raise UserError(
-            f"'{stack}' is made for maps {others[0]} wide, and the map is {H}x{W}; write {W} where"
-            f" it has {others[0]}"
-        )
 
 
 def fits_text(H: int, W: int) -> bool:
@@ -113,7 +104,7 @@ def text_map(
     Raises:
         UserError: the map is too wide for text, or the pattern is made for another width.
     """
-    check_map(stack, H, W)
+    require_width(stack, (H, W))
     if not fits_text(H, W):
         raise UserError(
             f"a map of {H} x {W} has no picture in text, which has {HIGHEST_TEXT} rows of"
@@ -142,7 +133,7 @@ def save_map_png(
         UserError: the map is too large, the pattern is made for another width, or ``path`` cannot
             be written.
     """
-    check_map(stack, H, W)
+    require_width(stack, (H, W))
     if H * W > _LARGEST:
         raise UserError(f"a picture of {H * W:,} positions; maps of {_LARGEST:,} at most are drawn")
     from sparse_tx.masks.map_figure import draw_maps  # matplotlib takes a second to import

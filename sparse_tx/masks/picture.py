@@ -6,6 +6,7 @@ cells of several positions, shaded by the share of their pairs that is allowed; 
 """
 
 import os
+from dataclasses import fields
 from functools import partial
 from math import lcm
 
@@ -13,15 +14,31 @@ import numpy as np
 
 from sparse_tx.errors import UserError
 from sparse_tx.masks.cells import cell_shares, numbered, sets_of_layer
-from sparse_tx.masks.heads import PatternLike, one_layer
+from sparse_tx.masks.heads import one_layer
 from sparse_tx.masks.picture_file import write_picture
-from sparse_tx.patterns import Layer, Pattern, Stack, parse_pattern
+from sparse_tx.patterns import Layer, Pattern, Stack
+from sparse_tx.patterns.given import PatternLike, as_stack
 
 TEXT_CELLS = 64
+# Lengths that pictures have where nobody names one.
+SHORTEST_SHOWN, LONGEST_UNASKED = 48, 65_536
+_TIMES_SHOWN = 4
 
 _SET_MARKS = "▓▒░"
 _SHADES = "░▒▓█"
 _TERMINAL_WIDTH = 100
+
+
+def length_that_shows(stack: Stack) -> int:
+    """A length at which the largest window, stride or block stands a few times in the picture."""
+    sizes = [
+        getattr(part, size.name) or 0
+        for layer in stack.layers
+        for group in layer.groups
+        for part in group.parts
+        for size in fields(part)
+    ]
+    return min(max(SHORTEST_SHOWN, _TIMES_SHOWN * max(sizes, default=0)), LONGEST_UNASKED)
 
 
 def text_picture(pattern: PatternLike, T: int, n_head: int | None = None) -> str:
@@ -130,7 +147,7 @@ def save_png(
             written.
     """
     _require_positions(T)
-    stack = _as_stack(pattern)
+    stack = as_stack(pattern)
     n_head = n_head or lcm(*(len(layer.groups) for layer in stack.layers))
     numbers_of: dict[Layer, list[int]] = {}
     for number in range(n_layer or len(stack.layers)):
@@ -139,12 +156,6 @@ def save_png(
 
     figure = draw_stack(stack, numbers_of, T, n_head)
     write_picture(figure, path)
-
-
-def _as_stack(pattern: PatternLike) -> Stack:
-    if isinstance(pattern, str):
-        return parse_pattern(pattern)
-    return pattern if isinstance(pattern, Stack) else Stack((one_layer(pattern),))
 
 
 def _require_positions(T: int) -> None:

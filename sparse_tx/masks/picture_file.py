@@ -1,9 +1,11 @@
 """Pictures as files, which appear under their names only when they are complete."""
 
 import os
+from io import BytesIO
 from pathlib import Path
 
 from sparse_tx.errors import UserError
+from sparse_tx.files import write_atomically
 
 
 def write_picture(figure, path: str | os.PathLike) -> None:
@@ -12,13 +14,11 @@ def write_picture(figure, path: str | os.PathLike) -> None:
     Raises:
         UserError: ``path`` cannot be written.
     """
-    path = Path(path)
-    unfinished = path.parent / f".{path.name}.{os.getpid()}.partial"
+    content = BytesIO()
+    figure.savefig(content, format="png")
     try:
-        figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
+        write_atomically(Path(path), content.getvalue())
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise UserError(
             f"cannot write the picture to '{path}': {error.strerror}; name a file in a folder that"
             " exists and may be written to"

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sparse_tx.errors import UserError
-from sparse_tx.masks.heads import PatternLike, one_head
+from sparse_tx.masks.heads import one_head
 from sparse_tx.patterns import Comb, Pattern
+from sparse_tx.patterns.given import PatternLike
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sparse_tx.checkpoint import write_atomically
 from sparse_tx.errors import UserError
+from sparse_tx.files import write_atomically
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -83,9 +83,9 @@ class SpatialGate(nn.Module):
 
     The descriptor "pool" is the maximum and the mean over channels, in this order as in the
     released code; weights of an implementation that has the mean first (timm's) fit after
-    ``weight.flip(1)`` of the convolution. The norm follows the release too, where networks start
-    with its gain at 0, so that all gates are 1/2, and its running averages take 0.01 of a batch:
-    a training of few steps may want ``gate.batch_norm.momentum = 0.1``.
+    ``weight.flip(1)`` of the convolution. The norm follows the release too. There its gain starts
+    at 0, so that all gates start at 1/2, and its running averages move by 0.01 of each batch, which
+    is slow for a training of few steps: set ``gate.batch_norm.momentum = 0.1`` for one.
 
     Args:
         kernel_size: of the convolution over positions; odd, so that maps keep their size.

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from sparse_tx.errors import UserError
 from sparse_tx.patterns import Layer, Pattern, Stack
+from sparse_tx.patterns.given import require_width
 from sparse_tx.vision.checks import (
     require_choice,
     require_maps,
@@ -14,7 +15,6 @@ from sparse_tx.vision.softmax_attention import (
     attend,
     maps_of,
     positions_of,
-    require_width,
     steps_of,
     widened,
     without_autocast,
@@ -121,7 +121,7 @@ class PositionAttention(nn.Module):
     def _require(self, x: Tensor) -> None:
         require_maps(x, self.channels, "PositionAttention")
         if self.pattern is not None:
-            require_width(self.pattern, x.shape[2:], "PositionAttention")
+            require_width(self.pattern, x.shape[2:], "pattern of PositionAttention")
 
     def _step(self, x: Tensor, layer: Layer | None) -> Tensor:
         q, k, v = (positions_of(project(x)) for project in (self.query, self.key, self.value))

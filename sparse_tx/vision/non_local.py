@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparse_tx.accounting.maps import SIMILARITIES, SUBSAMPLES, check_pattern_of_non_local
 from sparse_tx.errors import UserError
 from sparse_tx.patterns import Layer, Pattern, Stack
+from sparse_tx.patterns.given import require_width
 from sparse_tx.vision.checks import (
     require_choice,
     require_count,
@@ -20,7 +21,6 @@ from sparse_tx.vision.softmax_attention import (
     attend,
     maps_of,
     positions_of,
-    require_width,
     steps_of,
     widened,
     without_autocast,
@@ -131,7 +131,7 @@ class NonLocal(nn.Module):
         if self.batch_norm is not None:
             require_variance(x, self.batch_norm, "NonLocal", "build it with norm=False")
         if self.pattern is not None:
-            require_width(self.pattern, x.shape[2:], "NonLocal")
+            require_width(self.pattern, x.shape[2:], "pattern of NonLocal")
         read = self._pool(x) if self.subsample == "before" else x
         q, k = (x, read) if self.theta is None else (self.theta(x), self.phi(read))
         v = self.g(read)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_tx.attention import sparse_attention
-from sparse_tx.errors import UserError, UserTypeError
-from sparse_tx.patterns import Layer, Pattern, Stack, parse_pattern
+from sparse_tx.errors import UserError
+from sparse_tx.patterns import Layer, Stack
+from sparse_tx.patterns.given import PatternLike, as_stack
 
 
 def positions_of(maps: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, layer: Layer | None
     return out.squeeze(1).to(dtype)
 
 
-def steps_of(pattern: str | Stack | Layer | Pattern | None, owner: str) -> Stack | None:
+def steps_of(pattern: PatternLike | None, owner: str) -> Stack | None:
     """What a module was given as its pattern, as a stack; None stays None.
 
     Raises:
@@ -73,39 +74,11 @@ def steps_of(pattern: str | Stack | Layer | Pattern | None, owner: str) -> Stack
     """
     if pattern is None:
         return None
-    if isinstance(pattern, str):
-        pattern = parse_pattern(pattern)
-    elif isinstance(pattern, Pattern):
-        pattern = Layer((pattern,))
-    if isinstance(pattern, Layer):
-        pattern = Stack((pattern,))
-    if not isinstance(pattern, Stack):
-        raise UserTypeError(
-            f"pattern of {owner} is {pattern!r}; give text such as 'rows:64,columns:64', a pattern,"
-            " or None for all positions"
-        )
-    for layer in pattern.layers:
+    steps = as_stack(pattern, f"pattern of {owner}", such_as="rows:64,columns:64")
+    for layer in steps.layers:
         if len(layer.groups) > 1:
             raise UserError(
                 f"'{layer}' in the pattern of {owner} has {len(layer.groups)} groups of heads, but"
                 " the module has one head; merge sets by '+' or apply them in turn by ','"
             )
-    return pattern
-
-
-def require_width(steps: Stack, shape: torch.Size, owner: str) -> None:
-    """Raise a ``UserError`` if a pattern is of maps with rows of another width than ``shape[-1]``.
-
-    Args:
-        steps: the module's pattern.
-        shape: of the positions, ``(H, W)`` for maps.
-        owner: the module's name.
-    """
-    width = shape[-1]
-    if others := steps.map_widths - {width}:
-        other = min(others)
-        raise UserError(
-            f"the pattern '{steps}' of {owner} is for maps with rows of {other} positions, but it"
-            f" was called with {' x '.join(map(str, shape))}, rows of {width}; write {width} for"
-            f" {other} in the pattern"
-        )
+    return steps

@@ -80,10 +80,10 @@ def test_a_growing_text_is_compiled_for_few_lengths(monkeypatch):
             assert (found - expected).abs().max() < 1e-5
         assert len(compiled_for) <= few
     gpu = torch.device("cuda")
-    lengths = [flex._compiled_length(T, gpu, least=128) for T in range(1, 4097)]
+    lengths = [flex._compiled_length(T, gpu, torch.float32, least=128) for T in range(1, 4097)]
     assert len(set(lengths)) <= 16
     assert all(T <= length < T + max(128, T / 4) for T, length in enumerate(lengths, start=1))
-    assert flex._compiled_length(12_288, gpu, least=128) == 12_288
+    assert flex._compiled_length(12_288, gpu, torch.float32, least=128) == 12_288
 
 
 def test_what_a_grid_cannot_hold_is_taken_in_pieces(monkeypatch):
@@ -112,6 +112,14 @@ def test_a_mask_made_under_inference_mode_serves_later():
     with torch.inference_mode():
         flex.attend(q, k, v, heads, 0.25)
     assert not flex._mask(heads, 9, q.device).kv_num_blocks.is_inference()
+
+
+def test_float64_is_never_compiled_on_a_cpu():
+    """Torch has no such FlexAttention."""
+    heads = parse_layer("local:8").heads(1)
+    inputs = [x.double() for x in draw(1, 1, 600, 16, 16, 16)]
+    found, expected = flex.attend(*inputs, heads, 0.25), reference.attend(*inputs, heads, 0.25)
+    assert (found - expected).abs().max() < 1e-12
 
 
 def test_it_says_why_it_cannot_run():

@@ -8,15 +8,10 @@ import sys
 import pytest
 import torch
 
-from sparse_tx.checkpoint import (
-    find_checkpoint,
-    list_checkpoints,
-    read_checkpoint,
-    write_atomically,
-)
-from sparse_tx.checkpoint.files import sync
+from sparse_tx.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
 from sparse_tx.data import ByteTokenizer
 from sparse_tx.errors import UserError
+from sparse_tx.files import sync, write_atomically
 
 
 def steps(run):
@@ -278,7 +273,7 @@ def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch
     path = tmp_path / "file"
     write_atomically(path, b"old")
     with monkeypatch.context() as patch:
-        patch.setattr("sparse_tx.checkpoint.files.sync", DiskFull())
+        patch.setattr("sparse_tx.files.sync", DiskFull())
         with pytest.raises(OSError, match="No space"):
             write_atomically(path, b"new")
     assert path.read_bytes() == b"old"

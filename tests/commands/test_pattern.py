@@ -200,7 +200,7 @@ def test_check_a_map(capsys):
         (["count", "rows:6", "--map", "4"], "--map is '4'; write two whole numbers as in 28x28"),
         (["count", "rows:6", "--map", "4x-6"], "--map is '4x-6'"),
         (["count", "rows:6", "--map", "0x6"], "--map is 0x6; it must have 1 to"),
-        (["count", "rows:6", "--map", "4x7"], "is made for maps 6 wide, and the map is 4x7"),
+        (["count", "rows:6", "--map", "4x7"], "is for maps with rows of 6 positions"),
         (["count", "rows:6", "--map", "4x6", "--seq_len", 24], "--seq_len belongs to texts"),
         (["count", "rows:6", "--map", "4x6", "--tile_size", 8], "--tile_size belongs to texts"),
         (["show", "rows:6", "--query", "1,1"], "--query 1,1 of which map? Add --map"),

@@ -23,7 +23,7 @@ MAPS = ["profile", "--maps"]
         (["97x97x100"], "100 channels, which SE and CBAM would divide by 16"),
         ([" "], "--maps is ' '"),
         (["5x7x16", "--patterns", " "], "--patterns is ' '"),
-        (["5x7x16", "--patterns", "rows:8"], "rows of 7; write 7"),
+        (["5x7x16", "--patterns", "rows:8"], "have 7; write 7 for 8"),
         (["5x7x16", "--patterns", "rosw:W"], "did you mean 'rows'"),
         (["5x7x16", "--patterns", "tiles:W:9"], "edge 9"),
         (["5x7x16", "--reduction", "0"], "reduction is 0"),

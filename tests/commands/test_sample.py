@@ -206,7 +206,7 @@ def test_an_output_that_fails_leaves_the_old_file(trained, tmp_path, monkeypatch
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sparse_tx.checkpoint.files.sync", full)
+    monkeypatch.setattr("sparse_tx.files.sync", full)
     assert sample(trained.folder, "--length", 2, "--out", out) == 2
     assert "cannot be written: No space left on device" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -48,7 +48,7 @@ def test_rows_in_several_goes(monkeypatch):
         ("local:5,strided:3", None, "has 2 different layers and a mask belongs to one"),
         ("local:5/strided:3", None, "say how many heads by n_head="),
         ("local:5/strided:3", 3, "3 heads cannot be split into 2 equal groups"),
-        (5, None, "the pattern is 5; give a Pattern, a Layer or text"),
+        (5, None, "pattern is 5; give a pattern, a layer, a stack or text"),
         ("loca:5", None, "did you mean 'local'?"),
     ],
 )

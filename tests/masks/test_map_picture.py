@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparse_tx.errors import UserError
-from sparse_tx.masks import check_map, save_map_png, text_map
+from sparse_tx.masks import save_map_png, text_map
 from sparse_tx.masks.map_picture import QUERY, REACHED, UNREAD, reached_on_map, read_on_map
 from sparse_tx.patterns import parse_layer, parse_pattern
 from tests.helpers import MAP_HEADS, two_sided_mask
@@ -79,11 +79,8 @@ def test_png(tmp_path):
 
 
 def test_mistakes(tmp_path):
-    stack = parse_pattern("rows:6,columns:7")
-    with pytest.raises(
-        UserError, match="is made for maps 6 wide, and the map is 4x7; write 7 where"
-    ):
-        check_map(stack, 4, 7)
+    with pytest.raises(UserError, match="rows of 6 positions, and those of a map of 4x7 have 7"):
+        text("rows:6,columns:7", 4, 7)
     with pytest.raises(UserError, match="a map of 2 x 200 has no picture in text"):
         text("dense", 2, 200)
     stack = parse_pattern("dense")

@@ -118,7 +118,7 @@ def test_a_pattern_with_a_width_of_its_own_has_points_where_it_fits():
         (MapShape((5, 7), 20), {}, "20 channels.*SE and CBAM.*16.*--reduction"),
         (MapShape((5, 7), 20), {"reduction": 5}, "position attention would divide by 8"),
         (SMALL, {"reduction": 0}, "reduction is 0"),
-        (SMALL, {"patterns": "rows:8"}, "rows of 8 positions.*rows of 7"),
+        (SMALL, {"patterns": "rows:8"}, "rows of 8 positions.*have 7"),
         (SMALL, {"patterns": "rosw:W"}, "did you mean 'rows'"),
         (SMALL, {"patterns": "rows:W/columns:W"}, "2 groups of heads"),
     ],

@@ -204,7 +204,7 @@ def test_settings_that_cannot_be_used(settings, message):
     [
         ((1, 20, 20), r"shape \(1, 20, 20\)"),
         ((2, 3, 20, 20), "built for 1 channels and called with 3"),
-        ((2, 1, 20, 24), "rows of 5 positions, but it was called with 5 x 6"),
+        ((2, 1, 20, 24), "rows of 5 positions, and those of a map of 5x6 have 6"),
     ],
 )
 def test_images_that_do_not_fit(shape, message):

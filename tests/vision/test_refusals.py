@@ -131,8 +131,11 @@ def test_arguments_that_cannot_be_used(make, sentence):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: PositionAttention(64, pattern=7), "pattern of PositionAttention is 7; give text"),
-        (lambda: PositionAttention(64, pattern=Rows), "give text such as 'rows:64,columns:64'"),
+        (
+            lambda: PositionAttention(64, pattern=7),
+            "pattern of PositionAttention is 7; give a",
+        ),
+        (lambda: PositionAttention(64, pattern=Rows), "text such as 'rows:64,columns:64'"),
         (lambda: ChannelAttention(3), "form of ChannelAttention is 3; it must be one of the words"),
         (lambda: CBAM(64, order=None), "order of CBAM is None; it must be one of the words"),
         (lambda: ChannelGate(64, pools=(1,)), "pool of ChannelGate is 1"),
@@ -245,21 +248,21 @@ def test_inputs_of_other_axes_than_dims():
 )
 def test_patterns_of_maps_of_another_width(pattern):
     sentence = (
-        f"the pattern '{pattern}' of PositionAttention is for maps with rows of 9 positions, but it"
-        " was called with 5 x 7, rows of 7; write 7 for 9 in the pattern"
+        f"pattern of PositionAttention '{pattern}' is for maps with rows of 9 positions, and those"
+        " of a map of 5x7 have 7; write 7 for 9"
     )
     for given in (pattern, parse_layer(pattern)):
         with pytest.raises(UserError) as raised:
             PositionAttention(16, pattern=given)(torch.zeros(2, 16, 5, 7))
         assert str(raised.value) == sentence
-    with pytest.raises(UserError, match="of NonLocal is for maps with rows of 9 positions"):
+    with pytest.raises(UserError, match="those of a map of 5x7 have 7"):
         NonLocal(16, pattern=pattern)(torch.zeros(2, 16, 5, 7))
-    with pytest.raises(UserError, match="was called with 3 x 5 x 7, rows of 7"):
+    with pytest.raises(UserError, match="those of a map of 3x5x7 have 7"):
         NonLocal(16, dims=3, pattern=pattern)(torch.zeros(2, 16, 3, 5, 7))
 
 
 def test_the_second_step_s_width_counts_too():
-    with pytest.raises(UserError, match="rows of 5 positions, but it was called with 5 x 7"):
+    with pytest.raises(UserError, match="rows of 5 positions, and those of a map of 5x7 have 7"):
         PositionAttention(16, pattern="rows:7,columns:5")(torch.zeros(2, 16, 5, 7))
     # Sets of no width fit all maps.
     for pattern in ("dense", "local:3", "strided:5", "block:4", "fixed:8:2"):

@@ -3,22 +3,18 @@
 import io
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 
-from sparse_tx.masks import save_png
-from sparse_tx.patterns import Stack
+from sparse_tx.masks import length_that_shows, save_png
+from sparse_tx.masks.picture import SHORTEST_SHOWN
 from sparse_tx.profiler.records import Profile, Row, Work
 from sparse_tx.profiler.report import facts
 from sparse_tx.profiler.report.palette import LIGHT, matplotlib_mark
 from sparse_tx.profiler.report.plots import QUANTITIES, predicted_parts, spread
 from sparse_tx.profiler.report.scale import Ticks, chosen_ticks, length_levels, quantity_levels
 from sparse_tx.profiler.report.words import WORK_NAMES, what_it_reads
-
-# A picture shows the largest window, stride or block this many times, within these lengths.
-_TIMES_SHOWN = 4
-_SHORTEST, _LONGEST = 48, 65_536
 
 # Inches.
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.6, 3.5
@@ -184,7 +180,7 @@ def pattern_pictures(profile: Profile) -> list[PatternPicture]:
     pictures = []
     for label in facts.labels(profile):
         model = longest[label]
-        shown = _length_that_shows(model.stack, model.seq_len)
+        shown = min(length_that_shows(model.stack), max(SHORTEST_SHOWN, model.seq_len))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pattern.png"
             save_png(model.stack, path, T=shown, n_head=model.n_head, n_layer=model.n_layer)
@@ -199,16 +195,3 @@ def pattern_pictures(profile: Profile) -> list[PatternPicture]:
             )
         )
     return pictures
-
-
-def _length_that_shows(stack: Stack, seq_len: int) -> int:
-    """A length, up to that of the model, at which a pattern's largest size stands a few times."""
-    sizes = [
-        getattr(part, size.name) or 0
-        for layer in stack.layers
-        for group in layer.groups
-        for part in group.parts
-        for size in fields(part)
-    ]
-    wanted = max(_SHORTEST, _TIMES_SHOWN * max(sizes, default=0))
-    return min(wanted, max(_SHORTEST, seq_len), _LONGEST)

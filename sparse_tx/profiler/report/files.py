@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sparse_tx.checkpoint import write_atomically
 from sparse_tx.errors import UserError
+from sparse_tx.files import write_atomically
 from sparse_tx.profiler.records import Profile
 from sparse_tx.profiler.report.exchange import profile_to_csv, profile_to_json
 from sparse_tx.profiler.report.figures import cost_figure
