@@ -36,7 +36,7 @@ def read_pieces(path: Path) -> Iterator[bytes]:
     done = 0
     try:
         with open(path, "rb") as file:
-            # No bytes are no text, though no valid compressed file either.
+            # A file without bytes is an empty text, though it is no valid compressed file.
             empty = not os.fstat(file.fileno()).st_size
             for piece in () if empty else form.read(file):
                 done += len(piece)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse_tx.data.compression import PIECE
+from sparse_tx.data.files import remove_abandoned
 from sparse_tx.data.images import ImageShape, shape_in_words
 from sparse_tx.data.sources import Source, open_source
 from sparse_tx.data.tokenizers import (
@@ -35,6 +36,7 @@ _VERSION = 1
 
 _BYTES = "bytes.bin"
 _META = "corpus.json"
+_UNFINISHED = "unfinished-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,7 @@ def prepare_corpus(
             ``cache_dir``.
     """
     _check_shares(split)
-    cache_dir = Path(cache_dir).expanduser()
+    cache_dir = Path(os.path.expanduser(cache_dir))
     if existing_tokenizer is None:
         check_kind(tokenizer, vocab_size)
         if tokenizer == "byte":
@@ -122,8 +124,9 @@ def prepare_corpus(
         if corpus := _open_prepared(folder, spec):
             return replace(corpus, image_shape=source.image_shape)
         cache_dir.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(cache_dir, _UNFINISHED)
         with tempfile.TemporaryDirectory(
-            dir=cache_dir, prefix="unfinished-", ignore_cleanup_errors=True
+            dir=cache_dir, prefix=_UNFINISHED, ignore_cleanup_errors=True
         ) as unfinished:
             preparation.run(source, Path(unfinished))
             _move_into_place(Path(unfinished), folder)
@@ -131,7 +134,8 @@ def prepare_corpus(
     except OSError as error:  # of the cache: what reading the source raises is a UserError already
         raise UserError(
             f"the corpus cannot be prepared in '{cache_dir}' ({error.strerror or error}); make room"
-            " there, or choose another folder by the environment variable XDG_CACHE_HOME"
+            " there, or choose another folder with --cache_dir or, by the environment,"
+            " XDG_CACHE_HOME"
         ) from None
     assert corpus is not None, f"{folder} was complete a moment ago"
     return replace(corpus, image_shape=source.image_shape)

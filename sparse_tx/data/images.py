@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -217,10 +218,14 @@ def _of_array(path: Path, stated: tuple[int, ...]) -> Images:
 
 def _open_array(path: Path) -> np.ndarray:
     try:
+        with open(path, "rb") as file:
+            looks_zipped = file.read(2) == b"PK"
+        if looks_zipped and not is_zipfile(path):  # NumPy would leave the file open
+            raise ValueError("a damaged archive")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise unreadable(path, error) from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, BadZipFile) as error:
         raise UserError(
             f"'{path}' is no array that NumPy reads ({error}); save it by numpy.save, or rename it"
         ) from None

@@ -1,5 +1,6 @@
 """Where text and images come from: a name, a file or folder, or a dataset of the hub."""
 
+import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -101,7 +102,7 @@ def open_source(
     if spec == MNIST:
         return _of_images(spec, find_digits(image_shape))
     path = fetch_enwik8(cache_dir, base_url=enwik8_base_url) if spec == "enwik8" else Path(spec)
-    files = _files_of(spec, path.expanduser())
+    files = _files_of(spec, _with_home(path))
     if images := find_images(spec, files, image_shape):
         return _of_images(spec, images)
     source = replace(_of_files(spec, files), image_shape=stated)
@@ -124,10 +125,15 @@ def image_shape_of(spec: str, stated: tuple[int, ...] = ()) -> ImageShape | None
     if spec == MNIST:
         return find_digits(stated).shape
     if spec not in NAMES and not spec.startswith("hf:"):
-        images = find_images(spec, _files_of(spec, Path(spec).expanduser()), stated)
+        images = find_images(spec, _files_of(spec, _with_home(spec)), stated)
         if images:
             return images.shape
     return (stated[0], stated[1], stated[2]) if stated else None
+
+
+def _with_home(path: str | Path) -> Path:
+    """``~`` as the user's home; that of a user who is not known stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def _of_images(spec: str, images: Images) -> Source:
@@ -202,6 +208,13 @@ def _open_dataset(spec: str) -> Source:
         raise UserError(
             f"the dataset '{spec}' has no column 'text', only {', '.join(rows.column_names)};"
             " choose another, or write its text into a file"
+        )
+
+    kind = getattr(rows.features["text"], "dtype", None)
+    if kind not in ("string", "large_string"):
+        raise UserError(
+            f"the column 'text' of the dataset '{spec}' holds {kind or rows.features['text']}, not"
+            " strings; choose another, or write its text into a file"
         )
 
     def read() -> Iterator[bytes]:

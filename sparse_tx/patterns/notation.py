@@ -6,6 +6,7 @@ head   = set {"+" set}                                  sets merged within a hea
 set    = word {":" size} ["@" sub-block]                for example local:128, fixed:128:32@1
 """
 
+import re
 from dataclasses import MISSING, fields
 
 from sparse_tx.errors import UserError, nearest
@@ -28,6 +29,8 @@ WORDS = {cls.word: cls for cls in _OF_A_SEQUENCE + _OF_A_MAP}
 
 # No model is deeper; a slip of the keyboard should not fill the memory.
 MAX_LAYERS = 10_000
+# Of more digits, Python itself refuses to make a number in the end.
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,30}")
 
 
 def parse_pattern(text: str) -> Stack:
@@ -83,7 +86,7 @@ def _parse_set(text: str, within: str) -> Pattern:
 
 def _whole_number(digits: str, where: str, within: str) -> int:
     digits = digits.strip()
-    if not digits.lstrip("-").isdecimal() or not digits.isascii():
+    if not _WHOLE_NUMBER.fullmatch(digits):
         raise UserError(
             f"'{digits}' in '{where.strip()}' of pattern '{within}' is no whole number of tokens"
         )

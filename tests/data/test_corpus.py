@@ -195,6 +195,17 @@ def test_a_full_disk_leaves_nothing(kind, allowed, source, cache, monkeypatch):
     assert b"".join(map(corpus.tokenizer.decode, parts(corpus))) == TEXT.encode()
 
 
+def test_what_killed_processes_left_goes_after_a_day(raw, cache):
+    old, young = cache / "unfinished-old", cache / "unfinished-young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "bytes.bin").write_bytes(b"half a text")
+    for path in (old, old / "bytes.bin", young):  # a file of the young one is still written to
+        os.utime(path, (1e9, 1e9))
+    prepare_corpus(raw, cache_dir=cache)
+    assert not old.exists() and young.exists()
+
+
 def test_an_interruption_leaves_nothing(raw, cache):
     def interrupt(what, done):
         raise KeyboardInterrupt

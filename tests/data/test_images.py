@@ -309,7 +309,7 @@ def test_arrays_that_are_no_images(array, sentence, tmp_path):
 
 def test_files_that_are_no_arrays(tmp_path):
     path = tmp_path / "a.npy"
-    for data in (b"", b"text", b"\x93NUMPY"):
+    for data in (b"", b"text", b"\x93NUMPY", b"PK\x03\x04 of a zip"):
         path.write_bytes(data)
         assert "is no array that NumPy reads" in refusal(path, tmp_path)
     np.save(path, COLOURED)

@@ -80,7 +80,9 @@ def test_chunks_are_of_bounded_size_and_repeatable(tmp_path):
 
 def test_folder_is_read_in_order_without_hidden_files(tmp_path):
     folder = tmp_path / "texts"
-    for name in ("b.txt", "a/z.txt", "a.txt", ".hidden", ".git/config", "empty.txt", "empty.gz"):
+    kept = ("b.txt", "a/z.txt", "a.txt", "empty.txt", "empty.gz")
+    # Importing a module of the folder leaves bytecode there.
+    for name in (*kept, ".hidden", ".git/config", "a/__pycache__/z.cpython-311.pyc"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("" if "empty" in name else name)
     (folder / "c.gz").write_bytes(gzip.compress(b"c.gz"))
@@ -137,6 +139,7 @@ def test_what_belongs_to_the_stdlib(tmp_path, monkeypatch):
         ("StdLib", ["'StdLib'", "did you mean 'stdlib'?"]),
         ("no/such/file.txt", ["'no/such/file.txt'", "path of a file or folder"]),
         ("", ["''", "path of a file"]),
+        ("~nobody-of-this-name/x", ["'~nobody-of-this-name/x'", "path of a file"]),
         ("hf:", ["'hf:'", "hf:NAME"]),
         ("/dev/null", ["neither a file nor a folder"]),
     ],
@@ -239,6 +242,10 @@ def test_dataset_of_rows(tmp_path, monkeypatch):
     other.mkdir()
     (other / "train.jsonl").write_text('{"title": "one", "body": "x"}\n')
     assert "no column 'text', only title, body" in refusal(f"hf:{other}", tmp_path)
+    (other / "train.jsonl").write_text('{"text": ["one", "two"]}\n')
+    assert "column 'text' of the dataset" in refusal(f"hf:{other}", tmp_path)
+    (other / "train.jsonl").write_text('{"text": 5}\n')
+    assert "holds int64, not strings" in refusal(f"hf:{other}", tmp_path)
 
 
 def test_dataset_out_of_reach(tmp_path, monkeypatch):

@@ -71,6 +71,8 @@ def test_equal_neighbours_are_written_as_a_repetition():
         ("fixed:8", "should read 'fixed:LENGTH:COLUMNS'"),
         ("summary:8:", "'' in 'summary:8:' of pattern 'summary:8:' is no whole number of tokens"),
         ("local:x", "'x' in 'local:x' of pattern 'local:x' is no whole number of tokens"),
+        ("local:--5", "'--5' in 'local:--5' of pattern 'local:--5' is no whole number of tokens"),
+        ("local:" + "9" * 5000, "is no whole number of tokens"),
         ("local:1.5", "'1.5' in 'local:1.5'"),
         ("local:0", "the window of a 'local' pattern is 0; it must be a whole number of positions"),
         ("strided:-2", "the stride of a 'strided' pattern is -2"),
