@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import fields, replace
-from math import isfinite, prod
+from math import isfinite
 from typing import Literal
 
 import yaml
@@ -155,7 +155,7 @@ def _profile(argv: list[str]) -> int:
         with show:
             profile = answer(question, laboratory)
             if args.reach is not None:
-                attention = [replace(first[label], work="attention") for label in labels]
+                attention = [_attention_alone(first[label]) for label in labels]
                 reaches = find_reaches(attention, args.reach, laboratory, measured=args.measure)
                 profile = replace(profile, reaches=reaches)
             if memory is not None:
@@ -174,6 +174,14 @@ def _profile(argv: list[str]) -> int:
     return 0
 
 
+def _attention_alone(setting: Setting) -> Setting:
+    """The attention of a model at any length: it knows of no table of positions."""
+    model = setting.model
+    if model.most_positions is not None:
+        model = replace(model, position="none", position_shape=())
+    return replace(setting, work="attention", model=model)
+
+
 def _check_numbers(args) -> None:
     for name in ("rounds", "limit_s", "flops_per_s", "reach", "tokens"):
         value = getattr(args, name)
@@ -183,7 +191,7 @@ def _check_numbers(args) -> None:
 
 def _check_size(model: ModelConfig, training: TrainingConfig, lengths: tuple[int, ...]) -> None:
     """Refuse lengths that the model's grid of positions has no cells for, and endless batches."""
-    longest, cells = max(lengths), _cells(model)
+    longest, cells = max(lengths), model.most_positions
     if cells is not None and longest > cells:
         raise UserError(
             f"--seq_lens goes to {longest:,} tokens, and this model has learned positions for"
@@ -194,12 +202,6 @@ def _check_size(model: ModelConfig, training: TrainingConfig, lengths: tuple[int
             f"--batch_size {training.batch_size} at {longest:,} tokens is more than"
             f" {_MOST_TOKENS:,} tokens at a time; give a smaller batch or shorter lengths"
         )
-
-
-def _cells(model: ModelConfig) -> int | None:
-    """The tokens that a fixed grid of positions has room for; None where any length fits."""
-    fixed = model.has_grid and model.position_shape
-    return prod(model.position_shape) if fixed else None
 
 
 def _parse(argv: list[str]):
@@ -263,7 +265,7 @@ def _lengths(args, model: ModelConfig) -> tuple[int, ...]:
         return parse_lengths(args.seq_lens)
     if args.fit or args.reach is not None:
         return (model.seq_len,)
-    cells, longest = _cells(model), max(_LENGTHS) * model.seq_len
+    cells, longest = model.most_positions, max(_LENGTHS) * model.seq_len
     if cells is not None and longest > cells:  # downwards from what fits instead
         return tuple(sorted({max(1, model.seq_len // n) for n in _LENGTHS}))
     return tuple(n * model.seq_len for n in _LENGTHS)

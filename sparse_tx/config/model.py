@@ -217,6 +217,11 @@ class ModelConfig:
         width = min(self._stride(), self.seq_len)
         return ceil(self.seq_len / width), width
 
+    @property
+    def most_positions(self) -> int | None:
+        """Tokens that a fixed grid of positions has cells for; None where any length fits."""
+        return prod(self.position_shape) if self.has_grid and self.position_shape else None
+
     def _stride(self) -> int:
         for layer in self.stack.layers:
             for group in layer.groups:

@@ -1,5 +1,7 @@
 """Where settings are measured: each once, as far as memory and time allow, seen by a watcher."""
 
+from contextlib import suppress
+
 from sparse_tx.profiler.log import MeasurementLog
 from sparse_tx.profiler.measure import OUT_OF_MEMORY, WANTS, Want, measure
 from sparse_tx.profiler.memory import free_bytes
@@ -52,7 +54,7 @@ class Laboratory:
         if found is None and self.log is not None:
             found = self.log.find(setting, want, rounds, time_limit_s=self.limit_s)
         if found is None:
-            room = int(_SHARE_OF_FREE * free_bytes(setting.device))
+            room = _room(setting.device)
             found = measure(
                 setting,
                 rounds=rounds,
@@ -69,8 +71,8 @@ class Laboratory:
 
     def why_not(self, setting: Setting, prediction: Prediction) -> str:
         """Why a measurement is not worth beginning, in words; empty if it is."""
-        free = int(_SHARE_OF_FREE * free_bytes(setting.device))
-        if prediction.peak_bytes > free:
+        free = _room(setting.device)
+        if free is not None and prediction.peak_bytes > free:
             return (
                 f"would take {prediction.peak_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
             )
@@ -78,3 +80,10 @@ class Laboratory:
         if seconds > self.limit_s:
             return f"would take up to {seconds:,.0f} s, beyond the limit of {self.limit_s:g} s"
         return ""
+
+
+def _room(device: str) -> int | None:
+    """Bytes that a measurement may take; None where the system does not tell."""
+    with suppress(OSError, KeyError):
+        return int(_SHARE_OF_FREE * free_bytes(device))
+    return None

@@ -19,7 +19,9 @@ _PACKAGE = Path(__file__).parents[1]
 _COSTLY = (
     "patterns",
     "config",
+    "native",
     "attention",
+    "cache",
     "model",
     "generation",
     "training",
@@ -35,8 +37,8 @@ def provenance(*further_packages: str) -> dict:
 
     Returns:
         ``commit`` and ``changed_files`` are None unless the package lies in its own git clone. In
-        ``command``, paths that start at the root are cut down to their last part: where things lie
-        on a machine is nobody else's affair.
+        ``command``, paths that start at the root, or above the folder that it ran in, are cut down
+        to their last part: where things lie on a machine is nobody else's affair.
     """
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
     return {
@@ -48,6 +50,7 @@ def provenance(*further_packages: str) -> dict:
         "versions": _versions("sparse_tx", "torch", "numpy", "triton", *further_packages),
         "machine": {
             "processor": processor(),
+            "vectors": vector_instructions(),
             "cores": core_count(),
             "threads": torch.get_num_threads(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -56,14 +59,15 @@ def provenance(*further_packages: str) -> dict:
     }
 
 
-def measured_on(device: str) -> dict[str, str | int]:
+def measured_on(device: str) -> dict[str, str | int | None]:
     """What two measurements must share for one to stand in for the other.
 
-    It is the processor, or the GPU on ``cuda``; the threads; the version of torch; and a digest of
-    the package's code that is measured.
+    It is the processor and its vectors, or the GPU on ``cuda``; the threads; the version of torch;
+    and a digest of the package's code that is measured.
     """
     return {
         "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "vectors": None if device == "cuda" else vector_instructions(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "code": _digest_of_code(),
@@ -77,6 +81,20 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def vector_instructions() -> str | None:
+    """The widest of AVX-512, AVX2 and AVX that a processor has; None if none, or not known.
+
+    Processors of one name may differ in it, and with it their matrix products by a factor of two.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                flags = line.split()
+                names = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
+                return next((name for flag, name in names.items() if flag in flags), None)
+    return None
 
 
 def core_count() -> int:
@@ -93,10 +111,11 @@ def _command(argv: list[str]) -> str:
 
 
 def _without_folders(argument: str) -> str:
-    """``--out=/home/me/x`` as ``--out=x``, and ``/home/me/x`` as ``x``."""
+    """``--out=/home/me/x`` as ``--out=x``, and ``/home/me/x`` or ``../x`` as ``x``."""
     flag, equals, value = argument.rpartition("=")
     value = os.path.expanduser(value)
-    return flag + equals + (Path(value).name if os.path.isabs(value) else value)
+    elsewhere = os.path.isabs(value) or value.startswith(f"..{os.sep}")
+    return flag + equals + (Path(value).name if elsewhere else value)
 
 
 def _versions(*packages: str) -> dict[str, str]:
@@ -127,12 +146,16 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
+def _source_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h")]
+
+
 @cache
 def _digest_of_code() -> str:
     digest = hashlib.sha256()
     for name in _COSTLY:
         place = _PACKAGE / name
-        files = [place] if place.is_file() else [*place.rglob("*.py"), *place.rglob("*.cpp")]
+        files = [place] if place.is_file() else _source_files(place)
         for path in sorted(files):
             digest.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -21,7 +21,7 @@ HEADROOM = 0.03
 
 
 def find_fits(
-    settings: Iterable[Setting], memory_bytes: int, laboratory: Laboratory, *, confirm: bool = True
+    settings: Iterable[Setting], memory_bytes: int, laboratory: Laboratory
 ) -> tuple[Fit, ...]:
     """Find what fits into memory, by accounting, and run it once where time allows.
 
@@ -32,8 +32,7 @@ def find_fits(
     Args:
         settings: what is to fit; their lengths are those of which the largest batch is sought.
         memory_bytes: the room for the whole process.
-        laboratory: measures.
-        confirm: whether to run what was found, as far as the machine and the limit of time allow.
+        laboratory: measures, and runs what was found as far as machine and limit of time allow.
 
     Raises:
         UserError: the process alone takes more, or a setting cannot run here.
@@ -52,8 +51,6 @@ def find_fits(
         found.append(_longest(setting, memory_bytes, baseline))
         if setting.work == "train":
             found.append(_widest(setting, memory_bytes, baseline))
-    if not confirm:
-        return tuple(found)
     fitting = [_one_sequence(fit.setting) for fit in found if fit.value]
     forecast = calibrated(fitting, laboratory, ceilings_of(settings[0]))
     laboratory.watcher.on_plan("confirming", len(found))
@@ -66,7 +63,8 @@ def _room(memory: int, baseline: int) -> int:
 
 
 def _longest(setting: Setting, memory: int, baseline: int) -> Fit:
-    return _largest("seq_len", lambda T: at(setting, T), LARGEST, memory, baseline)
+    most = setting.model.most_positions or LARGEST
+    return _largest("seq_len", lambda T: at(setting, T), most, memory, baseline)
 
 
 def _widest(setting: Setting, memory: int, baseline: int) -> Fit:

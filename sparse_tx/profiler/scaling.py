@@ -14,6 +14,7 @@ from sparse_tx.profiler.records import Crossover, PowerLaw, Row, Work
 from sparse_tx.profiler.search import largest_within
 
 QUANTITIES = ("useful_flops", "peak_bytes", "seconds")
+_DENSE = "dense"
 
 # Shorter sequences are left out of fits: there, weights, optimisers and calls decide the cost.
 _LONG = 4096
@@ -109,9 +110,7 @@ def power_laws(rows: Iterable[Row]) -> tuple[PowerLaw, ...]:
     return tuple(laws)
 
 
-def crossovers(
-    rows: Iterable[Row], laws: Iterable[PowerLaw], dense_label: str = "dense"
-) -> tuple[Crossover, ...]:
+def crossovers(rows: Iterable[Row], laws: Iterable[PowerLaw]) -> tuple[Crossover, ...]:
     """Find from which length on each pattern costs less than dense attention, in each quantity.
 
     Looks at the lengths that have both patterns: measured ones if there are any, else predicted
@@ -123,7 +122,6 @@ def crossovers(
     Args:
         rows: of all patterns, dense among them.
         laws: as ``power_laws`` gives them for the same rows.
-        dense_label: the pattern that the others are compared with.
 
     Returns:
         One for each pattern but dense, kind of work, use of recompute and quantity for which both
@@ -131,7 +129,7 @@ def crossovers(
     """
     by_curve, laws, found = _by_curve(rows), tuple(laws), []
     for curve, own_rows in by_curve.items():
-        dense = curve._replace(label=dense_label)
+        dense = curve._replace(label=_DENSE)
         if curve == dense or dense not in by_curve:
             continue
         for quantity in QUANTITIES:
@@ -153,7 +151,7 @@ def crossovers(
 
 
 def reach(cost_of: Callable[[int], float], budget: float, *, most: int = LARGEST) -> int:
-    """Find the longest sequence that costs no more than ``budget``; 0 if one token does.
+    """Find the longest sequence that costs no more than ``budget``; 0 if one token costs more.
 
     Args:
         cost_of: the cost of a length in tokens, such as a count of pairs or FLOPs. It may dip a

@@ -45,7 +45,7 @@ def require_room_for_step(config: RunConfig, device: str, *, resumes: bool = Fal
         return
     ways = [
         f"{flags} ({_gigabytes(_needed(other, engine))})"
-        for kind in _ways_out(setting, resumes)
+        for kind in _ways_out(setting, resumes, images=bool(config.data.image_shape))
         for flags, other in islice(_fitting(kind, engine, room), 1)
     ]
     raise UserError(
@@ -80,12 +80,13 @@ def _fitting(ways: Iterable[_Way], engine: str, room: int) -> Iterator[_Way]:
     return (way for way in ways if _needed(way[1], engine) <= room)
 
 
-def _ways_out(setting: Setting, resumes: bool) -> Iterator[Iterator[_Way]]:
+def _ways_out(setting: Setting, resumes: bool, images: bool) -> Iterator[Iterator[_Way]]:
     """Ways to a smaller step, kind by kind; of each kind, the one that changes least first."""
     yield _computed_again(setting)
     if not resumes:
         yield _in_parts(setting)
-        yield _shorter(setting)
+        if not images:  # a sequence is as long as an image
+            yield _shorter(setting)
 
 
 def _computed_again(setting: Setting) -> Iterator[_Way]:

@@ -57,6 +57,14 @@ def test_mistakes_get_one_sentence(capsys, flags, words):
     assert words in refused(capsys, "profile", "--patterns", "dense", "--seq_lens", "64", *flags)
 
 
+def test_reach_of_a_model_whose_positions_end(capsys):
+    """Attention alone has no positions: it reaches further than the model's grid."""
+    model = ["--preset", "mnist", "--patterns", "strided:28", "--seq_lens", "784"]
+    flags = ["--work", "attention", "--reach", "700", "--flops_per_s", "1e11"]
+    assert main(["profile", *model, *flags]) == 0
+    assert "700" in capsys.readouterr().out
+
+
 def test_memory_that_not_even_torch_fits_into(capsys):
     assert main([*QUICK, "--fit", "--memory", "1MB"]) == 2
     assert "a process with torch takes" in capsys.readouterr().err.splitlines()[-1]

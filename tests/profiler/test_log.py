@@ -60,7 +60,7 @@ def test_what_decides_the_cost(other, same, path, monkeypatch):
     assert (log.find(other, ALL, 3) == FOUND) is same
 
 
-@pytest.mark.parametrize("what", ["processor", "threads", "torch", "code"])
+@pytest.mark.parametrize("what", ["processor", "vectors", "threads", "torch", "code"])
 def test_another_machine_or_torch_or_code(what, path, monkeypatch):
     log = MeasurementLog(path)
     log.add(make_setting(), FOUND, rounds=3)

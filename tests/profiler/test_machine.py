@@ -126,10 +126,13 @@ def test_no_control_groups(tmp_path):
 
 
 def test_provenance_names_no_place(monkeypatch):
-    arguments = ["--out=/srv/secret/a.json", "/srv/secret", "--pattern", "local:8,dense", "~/here"]
-    monkeypatch.setattr(sys, "argv", ["/srv/secret/sparse-tx", "profile", *arguments])
+    arguments = ["--out=/srv/secret/a.json", "/srv/secret", "--pattern", "local:8,dense"]
+    monkeypatch.setattr(
+        sys, "argv", ["/srv/secret/sparse-tx", "profile", *arguments, "~/a", "../b"]
+    )
     found = provenance("pytest")
-    assert found["command"] == "sparse-tx profile --out=a.json secret --pattern local:8,dense here"
+    command = "sparse-tx profile --out=a.json secret --pattern local:8,dense a b"
+    assert found["command"] == command
     text = json.dumps(found)
     for place in ("/srv", os.path.expanduser("~"), str(module._PACKAGE.parent)):
         assert place not in text
@@ -150,6 +153,30 @@ def test_a_package_within_the_clone_of_another_project_has_no_commit(monkeypatch
     (tmp_path / "site-packages").mkdir()
     monkeypatch.setattr(module, "_PACKAGE", tmp_path / "site-packages" / "sparse_tx")
     assert provenance()["commit"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [("fpu avx avx2 avx512f", "AVX-512"), ("fpu avx2 avx", "AVX2"), ("avx", "AVX"), ("fpu", None)],
+)
+def test_the_widest_vectors_are_named(flags, name, monkeypatch):
+    text = f"model name\t: Some CPU\nflags\t\t: {flags}\n"
+    monkeypatch.setattr(module.Path, "read_text", lambda path: text)
+    assert module.vector_instructions() == name
+
+
+def test_a_system_that_does_not_tell_of_its_processor(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(module.Path, "read_text", missing)
+    assert module.vector_instructions() is None
+
+
+def test_code_that_kernels_share_counts_as_code():
+    found = {path.name for path in module._source_files(module._PACKAGE / "native")}
+    assert {"simd.h", "build.py"} <= found
+    assert {"native", "cache"} <= set(module._COSTLY)
 
 
 def test_what_measurements_must_share():

@@ -87,6 +87,13 @@ def test_a_run_that_goes_on_keeps_its_batch_and_its_length(give):
     assert "--seq_len" not in message
 
 
+def test_images_are_not_made_shorter(give):
+    run = make_run()
+    images = replace(run, data=DataConfig(image_shape=(64, 64, 1)))
+    give(needed(run) / 2)
+    assert "--seq_len" in refusal(run) and "--seq_len" not in refusal(images)
+
+
 def test_no_way_but_a_smaller_model(give):
     give(1000)
     assert "; make the model smaller. To go on" in refusal(make_run())

@@ -149,6 +149,22 @@ def test_the_longest_that_fits(machine):
         assert fit.near == fit.value
 
 
+def test_no_longer_than_a_grid_of_positions(machine):
+    setting = make_setting("dense", 64, seq_len=64, position="grid", position_shape=(9, 9))
+    length, batch = find_fits([setting], 60_000_000, make_laboratory())
+    assert (length.largest, length.value) == ("seq_len", 81)
+    assert batch.largest == "batch_size" and batch.value > 1
+
+
+def test_where_memory_is_not_told_all_is_measured(machine, monkeypatch):
+    def unknown(device):
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr(laboratory, "free_bytes", unknown)
+    profile = answer(make_question(measured=True), make_laboratory())
+    assert all(row.measurement.seconds for row in profile.rows)
+
+
 def test_the_longest_prompt_has_room_for_its_cache(machine):
     memory = 60_000_000
     (fit,) = find_fits([make_setting("dense", 1024, "prefill")], memory, make_laboratory())

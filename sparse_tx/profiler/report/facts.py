@@ -29,12 +29,6 @@ def best_seconds(row: Row) -> float | None:
     return row.prediction.seconds if found is None else found
 
 
-def best_bytes(row: Row) -> int:
-    """Measured where there is a measurement, else predicted."""
-    found = measured_bytes(row)
-    return row.prediction.peak_bytes if found is None else found
-
-
 def useful_flops(row: Row) -> int:
     """Useful FLOPs of all parts of the work."""
     return sum(row.prediction.useful_flops.values())

@@ -197,9 +197,9 @@ def fits_sheet(profile: Profile) -> Sheet:
         key="fits",
         title="What the memory has room for",
         explanation=(
-            "The longest sequence, or the largest batch, whose predicted peak stays within the"
-            " memory, and what a run at or near it needed. Both include what the process holds"
-            " before it makes a model."
+            "The longest sequence that the model has positions for, or the largest batch, whose"
+            " predicted peak stays within the memory, and what a run at or near it needed. Both"
+            " include what the process holds before it makes a model."
         ),
         columns=(
             _PATTERN,
