@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint
+from sparse_tx.checkpoint import find_checkpoint, load_checkpoint
+from sparse_tx.commands.checkpoint_flags import add_checkpoint
 from sparse_tx.commands.json_file import check_json_file, write_json
 from sparse_tx.commands.shell import CommandParser, choose_device, run_command
 from sparse_tx.commands.tables import table_lines
@@ -60,10 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="sparse-tx audit", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add("--checkpoint", type=str, help="A trained model: a run directory, or one checkpoint of it.")
-    add(
-        "--which", type=Which, default="latest", help="Of a run: its latest checkpoint or its best."
-    )
+    add_checkpoint(parser, required=False)
     add("--preset", type=str, help=f"A new model instead: one of {', '.join(preset_names())}.")
     add("--pattern", type=str, help="Another pattern for the model, such as fixed:128:32.")
     add("--seq_len", type=int, help="The longest length to look at (chosen by the pattern).")

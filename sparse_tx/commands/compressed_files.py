@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import Progress
 
-from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint
+from sparse_tx.checkpoint import find_checkpoint, load_checkpoint
+from sparse_tx.commands.checkpoint_flags import add_checkpoint
 from sparse_tx.commands.output_file import check_output, write_output
 from sparse_tx.commands.shell import CommandParser, choose_device, note
 from sparse_tx.data import Tokenizer
@@ -27,10 +28,7 @@ def make_parser(name: str, description: str, out: str) -> CommandParser:
     parser = CommandParser(prog=f"sparse-tx {name}", description=description)
     add = parser.add_argument
     add("file", type=str, help=f"The file to {name}; - for stdin.")
-    add("--checkpoint", type=str, required=True, help="A run directory, or one checkpoint of it.")
-    add(
-        "--which", type=Which, default="latest", help="Of a run: its latest checkpoint or its best."
-    )
+    add_checkpoint(parser)
     add("--out", type=str, help=f"Where the result goes: {out} by default; - for stdout.")
     add("--overwrite", action="store_true", help="Replace the result if it is there already.")
     add("--device", type=Literal["cpu", "cuda"], default="cpu", help="Where to compute.")

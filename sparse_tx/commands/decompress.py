@@ -16,7 +16,7 @@ from sparse_tx.errors import UserError
 from sparse_tx.generation.compression import Compressed, decompress
 
 DESCRIPTION = """Give back the file that compress was given, exactly, or nothing. It takes the
-checkpoint that compressed it, and about as long."""
+checkpoint that compressed it, and about twice as long."""
 
 
 def main(argv: list[str] | None = None) -> int:

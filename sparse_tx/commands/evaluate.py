@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sparse_tx.checkpoint import (
-    Which,
     find_checkpoint,
     load_checkpoint,
     read_manifest,
     weights_sha256,
 )
+from sparse_tx.commands.checkpoint_flags import add_checkpoint
 from sparse_tx.commands.json_file import check_json_file, write_json
 from sparse_tx.commands.scored_text import ScoredText, encoded_text, tokenized_text
 from sparse_tx.commands.scoring_display import ScoringDisplay
@@ -53,10 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="sparse-tx evaluate", description=DESCRIPTION)
     add = parser.add_argument
-    add("--checkpoint", type=str, help="A run directory, or one checkpoint of it.")
-    add(
-        "--which", type=Which, default="latest", help="Of a run: its latest checkpoint or its best."
-    )
+    add_checkpoint(parser, required=False)
     add("--hf", type=str, help="Instead of a checkpoint: the folder of a Hugging Face model.")
     add("--data", type=str, help="Source of the text (that of the run).")
     add(

@@ -3,7 +3,7 @@
 from argparse import ArgumentError, ArgumentParser, Namespace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile
@@ -51,15 +51,19 @@ def read_settings(argv: list[str]) -> tuple[RunConfig, Any, Checkpoint | None]:
     """Read the settings by their precedence.
 
     Returns:
-        the settings, the flags that are none, and under ``--resume`` the checkpoint whose settings
-        took the preset's place. Those of ``--init_from`` do so too, unless a preset is given.
+        the settings; the flags that are no settings; and under ``--resume`` the checkpoint, whose
+        settings take the preset's place. Without a preset, so do those of the checkpoint that
+        ``--init_from`` names.
 
     Raises:
-        UserError: flags that exclude one another, a setting that does not exist or is out of its
-            limits, a file, checkpoint or source of images that cannot be read.
+        UserError: flags that exclude one another; a flag in a file that is no setting; a setting
+            that does not exist or is out of its limits; a file, checkpoint or source of images that
+            cannot be read.
     """
     given = _scout(argv)
     files, flags = _files_and_flags(argv)
+    in_files = _settings_in_files(files)
+    init_from = given.init_from or in_files.get("init_from")
     checkpoint = None
     if given.resume:
         if given.preset is not None:
@@ -72,10 +76,10 @@ def read_settings(argv: list[str]) -> tuple[RunConfig, Any, Checkpoint | None]:
         check_is_no_checkpoint(Path(given.out))
         checkpoint = read_checkpoint(find_checkpoint(given.out), with_training_state=True)
         base = checkpoint.config.to_flat()
-    elif given.init_from is not None and given.preset is None:
-        base = _settings_of_checkpoint(given.init_from, *_data_wanted(given, files))
+    elif isinstance(init_from, str) and given.preset is None:
+        base = _settings_of_checkpoint(init_from, *_data_wanted(given, in_files))
     else:
-        base = _settings_of_preset(given.preset, *_data_wanted(given, files))
+        base = _settings_of_preset(given.preset, *_data_wanted(given, in_files))
     # jsonargparse takes files in the order of the command line, so that the base goes first and
     # the user's files, wherever they stand, go before all flags.
     with NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
@@ -86,6 +90,10 @@ def read_settings(argv: list[str]) -> tuple[RunConfig, Any, Checkpoint | None]:
         )
     settings = args.as_dict()
     own = {name: settings.pop(name) for name in _OWN_FLAGS}
+    asked = vars(given) | {"preset": given.preset or _PRESET}
+    for name in ("preset", "out", "resume", "overwrite", "ignore_memory"):
+        if own[name] != asked[name]:  # by a pipe, which was not looked into before
+            _refuse_in_files(name)
     return RunConfig.from_flat(settings), own, checkpoint
 
 
@@ -122,14 +130,9 @@ def _settings_of_checkpoint(path: str, data: str | None, stated: tuple[int, ...]
     return settings | as_images
 
 
-def _data_wanted(given: Namespace, files: list[str]) -> tuple[str | None, tuple[int, ...]]:
-    """The source that flags or files name, if any does, and the shape of images that they state.
-
-    Of a pipe, which can be read only once, nothing is known here.
-    """
-    found: dict[str, Any] = {}
-    for file in files:
-        found |= _settings_in(Path(file))
+def _data_wanted(given: Namespace, in_files: dict[str, Any]) -> tuple[str | None, tuple[int, ...]]:
+    """The source that flags or files name, if any does, and the shape of images that they state."""
+    found = dict(in_files)
     if given.data is not None:
         found["data"] = given.data
     if given.image_shape is not None:
@@ -141,6 +144,30 @@ def _data_wanted(given: Namespace, files: list[str]) -> tuple[str | None, tuple[
         stated = ()
     data = found.get("data")
     return (data if isinstance(data, str) else None), stated
+
+
+def _settings_in_files(files: list[str]) -> dict[str, Any]:
+    """What all files set, the later the stronger.
+
+    Of a pipe, which can be read only once, nothing is known here.
+
+    Raises:
+        UserError: a file sets what is no setting of a run.
+    """
+    found: dict[str, Any] = {}
+    for file in files:
+        found |= _settings_in(Path(file))
+    for name in _OWN_FLAGS:
+        if name in found:
+            _refuse_in_files(name)
+    return found
+
+
+def _refuse_in_files(name: str) -> NoReturn:
+    raise UserError(
+        f"a file of --config sets '{name}', which is no setting of a run; take it out of the file"
+        f" and give --{name}"
+    )
 
 
 def _settings_in(path: Path) -> dict[str, Any]:
@@ -166,7 +193,8 @@ def _scout(argv: list[str]) -> Namespace:
     for name in ("preset", "init_from", "data", "image_shape"):
         scout.add_argument(f"--{name}")
     scout.add_argument("--out", default=_OUT)
-    scout.add_argument("--resume", action="store_true")
+    for name in ("resume", "overwrite", "ignore_memory"):
+        scout.add_argument(f"--{name}", action="store_true")
     try:
         return scout.parse_known_args(argv)[0]
     except ArgumentError:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sparse_tx.checkpoint import Which, find_checkpoint, load_checkpoint, weights_sha256
+from sparse_tx.checkpoint import find_checkpoint, load_checkpoint, weights_sha256
+from sparse_tx.commands.checkpoint_flags import add_checkpoint
 from sparse_tx.commands.json_lines import (
     Job,
     Lines,
@@ -71,10 +72,7 @@ def _parser() -> CommandParser:
         prog=called_as("sample.py", "sample"), description=DESCRIPTION, epilog=MORE
     )
     add = parser.add_argument
-    add("--checkpoint", type=str, required=True, help="A run directory, or one checkpoint of it.")
-    add(
-        "--which", type=Which, default="latest", help="Of a run: its latest checkpoint or its best."
-    )
+    add_checkpoint(parser)
     add("--prompt", type=str, default=None, help="The text to continue; by default there is none.")
     add("--prompt_file", type=str, default=None, help="File whose bytes to continue; - for stdin.")
     add(

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from sparse_tx.accounting import cache_bytes
 from sparse_tx.checkpoint import (
-    Which,
     find_checkpoint,
     load_checkpoint,
     read_manifest,
     weights_sha256,
 )
+from sparse_tx.commands.checkpoint_flags import add_checkpoint
 from sparse_tx.commands.shell import CommandParser, choose_device, run_command
 from sparse_tx.errors import UserError
 from sparse_tx.model import GPT
@@ -45,10 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="sparse-tx serve", description=DESCRIPTION, epilog=MORE)
     add = parser.add_argument
-    add("--checkpoint", type=str, required=True, help="A run directory, or one checkpoint of it.")
-    add(
-        "--which", type=Which, default="latest", help="Of a run: its latest checkpoint or its best."
-    )
+    add_checkpoint(parser)
     add("--host", type=str, default="127.0.0.1", help="Address to listen at.")
     add("--port", type=int, default=8000, help="Port to listen at; 0 takes one that is free.")
     parser.add_class_arguments(Limits)

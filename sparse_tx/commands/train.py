@@ -126,6 +126,8 @@ def _train(argv: list[str]) -> int:
 
 
 def _check_folder(run_dir: Path, own: dict[str, Any]) -> None:
+    if not own["out"].strip():
+        raise UserError("--out is empty; name a folder")
     check_is_no_checkpoint(run_dir)
     if own["resume"] and own["overwrite"]:
         raise UserError("--resume and --overwrite exclude each other: go on, or begin anew?")

@@ -9,7 +9,6 @@ from rich.progress import Progress
 
 from sparse_tx.checkpoint import (
     Checkpoint,
-    Which,
     find_checkpoint,
     load_checkpoint,
     positions_in_words,
@@ -18,6 +17,7 @@ from sparse_tx.checkpoint import (
     transplant_config,
     transplant_weights,
 )
+from sparse_tx.commands.checkpoint_flags import add_checkpoint
 from sparse_tx.commands.json_file import check_json_file, write_json
 from sparse_tx.commands.preparing import prepare_with_status
 from sparse_tx.commands.run_folder import (
@@ -46,10 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="sparse-tx transplant", description=DESCRIPTION)
     add = parser.add_argument
-    add("--checkpoint", type=str, required=True, help="A run directory, or one checkpoint of it.")
-    add(
-        "--which", type=Which, default="latest", help="Of a run: its latest checkpoint or its best."
-    )
+    add_checkpoint(parser)
     add("--pattern", type=str, required=True, help="The new pattern, such as fixed:128:32.")
     add("--seq_len", type=int, help="Score both in windows of this length (that of the run).")
     add("--data", type=str, help="Source whose validation split is scored (that of the run).")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse_tx.data.tokenizers import byte_of_symbol
 from sparse_tx.errors import UserError
-from sparse_tx.evaluation.token_losses import losses_in_chunks
+from sparse_tx.evaluation.token_losses import losses_in_chunks, window_within
 
 # Bytes that the logits of one pass may take, if one window has no more: vocabularies are large.
 _LOGITS_BYTES = 1 << 28
@@ -169,12 +169,12 @@ def load_hugging_face(
     Args:
         folder: holds ``config.json``, weights and the tokenizer's files.
         device: where the model is put.
-        seq_len: tokens of a window, where the model has positions for more.
+        seq_len: tokens of a window, at most as many as the model has positions for.
 
     Raises:
         UserError: ``transformers`` is not installed; the folder holds no such model, or not all of
-            its weights; the model is not causal, or does not say how long a text may be and
-            ``seq_len`` is not given.
+            its weights; the model is not causal, does not say how long a text may be where
+            ``seq_len`` is not given, or takes fewer tokens than that.
     """
     try:
         import transformers
@@ -213,7 +213,7 @@ def load_hugging_face(
 
 
 def _window(config, folder: Path, seq_len: int | None) -> int:
-    """Tokens of a window: as many as the model has positions for, or ``seq_len`` if fewer."""
+    """Tokens of a window: ``seq_len``, or as many as the model has positions for."""
     config = config.get_text_config()
     sizes = (getattr(config, name, None) for name in _LONGEST)
     longest = next((size for size in sizes if isinstance(size, int) and size > 0), None)
@@ -222,7 +222,7 @@ def _window(config, folder: Path, seq_len: int | None) -> int:
             f"the model in '{folder}' does not say how long a text may be; give the tokens of a"
             " window with --seq_len"
         )
-    return min(size for size in (longest, seq_len) if size is not None)
+    return seq_len if longest is None else window_within(longest, seq_len)
 
 
 def _start(tokenizer) -> tuple[int | None, str]:

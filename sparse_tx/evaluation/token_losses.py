@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_tx.errors import UserError
 from sparse_tx.model import GPT
 
 
@@ -41,12 +42,29 @@ class LanguageModel(Protocol):
         """
 
 
+def window_within(longest: int, seq_len: int | None) -> int:
+    """Tokens of a window: ``longest``, which is what a model takes, unless fewer are asked for.
+
+    Raises:
+        UserError: more are asked for.
+    """
+    if seq_len is not None and seq_len > longest:
+        raise UserError(
+            f"seq_len is {seq_len:,}, and the model takes {longest:,} tokens at once; ask for no"
+            " more, or leave it out"
+        )
+    return seq_len or longest
+
+
 class TrainedModel:
     """A ``GPT`` as evaluation sees it: in eval mode while it computes, and left as it was.
 
     Args:
         model: on any device.
-        seq_len: tokens of a window, where that is less than the model's own.
+        seq_len: tokens of a window, at most the model's own, which it is if not given.
+
+    Raises:
+        UserError: ``seq_len`` is more.
     """
 
     start_in_words = "a window begins with the start symbol"
@@ -54,7 +72,7 @@ class TrainedModel:
 
     def __init__(self, model: GPT, seq_len: int | None = None):
         self.model = model
-        self.seq_len = min(model.config.seq_len, seq_len or model.config.seq_len)
+        self.seq_len = window_within(model.config.seq_len, seq_len)
         self.start_token = model.start_token
 
     def token_losses(self, inputs, targets, wanted):

@@ -25,6 +25,7 @@ from sparse_tx.data import Tokenizer
 from sparse_tx.errors import UserError
 from sparse_tx.generation.cached import CachedDecoder, IncrementalDecoder
 from sparse_tx.generation.native import NativeDecoder, why_not_native
+from sparse_tx.generation.samplers import NOT_FINITE
 from sparse_tx.model import GPT
 
 _MAGIC = b"\x89STX"
@@ -237,8 +238,5 @@ def _probabilities(logits: Tensor) -> np.ndarray:
         weights = np.exp(exact - exact.max())
         total = weights.sum()
     if not np.isfinite(total):
-        raise UserError(
-            "the model's output is not finite (NaN or infinite logits): its weights are broken;"
-            " take an earlier checkpoint"
-        )
+        raise UserError(NOT_FINITE)
     return (weights / total).astype(np.float32)[None]

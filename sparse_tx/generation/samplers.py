@@ -9,6 +9,10 @@ from torch import Tensor
 from sparse_tx.config import SamplingConfig
 from sparse_tx.errors import UserError
 
+NOT_FINITE = (
+    "the model's output is not finite (NaN or infinite logits): its weights are broken; take an"
+    " earlier checkpoint"
+)
 # Relative: what exponentials and sums of a vocabulary may be off by. A token exactly at a bound
 # must not be kept or lost for that.
 _ROUNDING = 1e-12
@@ -48,10 +52,7 @@ def next_token_probabilities(
     """
     logits = logits.double()
     if not logits.isfinite().all():
-        raise UserError(
-            "the model's output is not finite (NaN or infinite logits): its weights are broken;"
-            " take an earlier checkpoint"
-        )
+        raise UserError(NOT_FINITE)
     if settings.repetition_penalty != 1:
         if seen is None:
             raise UserError(

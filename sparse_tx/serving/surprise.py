@@ -19,6 +19,7 @@ from sparse_tx.data import Tokenizer
 from sparse_tx.errors import UserError
 from sparse_tx.generation import most_probable
 from sparse_tx.generation.context import first_kept
+from sparse_tx.generation.samplers import NOT_FINITE
 from sparse_tx.model import GPT
 
 # Of them the logits exist at one time.
@@ -77,10 +78,7 @@ def score_window(model: GPT, tokens: Sequence[int], window: Window, top: int) ->
     for some, some_targets in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = some @ model.head_weight.T
         if not logits.isfinite().all():
-            raise UserError(
-                "the model's output is not finite (NaN or infinite logits): its weights are broken;"
-                " take an earlier checkpoint"
-            )
+            raise UserError(NOT_FINITE)
         all_logprobs = logits.double().log_softmax(-1)  # (n, V)
         logprobs += all_logprobs.gather(1, some_targets[:, None])[:, 0].tolist()
         found += most_probable(all_logprobs, top)

@@ -25,6 +25,7 @@ from sparse_tx.generation import (
     next_token_probabilities,
     text_tokens,
 )
+from sparse_tx.generation.samplers import NOT_FINITE
 from sparse_tx.model import GPT
 from sparse_tx.serving.jobs import (
     Event,
@@ -146,7 +147,7 @@ class Worker:
                 raise Refused(503, _SHUTTING_DOWN, code="shutting_down")
             self._forget_cancelled()
             wait = len(self._waiting) + len(self._scorings)
-            # Those that wait although there is room do so for a turn only.
+            # Texts for which there is a slot wait for the next turn only, and do not count.
             places = self._limits.max_waiting + max(0, self._limits.max_concurrent - self._made())
             if wait + len(texts) + len(scorings) > places:
                 raise Refused(
@@ -269,7 +270,7 @@ class Worker:
         finite = logits.isfinite().all(-1).tolist()
         for text, is_finite in zip(texts, finite, strict=True):
             if not is_finite:
-                self._tell(text.job, Refused(500, _NOT_FINITE))
+                self._tell(text.job, Refused(500, NOT_FINITE))
                 self._drop(text)
         rows = [row for row, is_finite in enumerate(finite) if is_finite]
         if not rows:
@@ -309,10 +310,6 @@ class Worker:
 
 _SHUTTING_DOWN = "the server is shutting down; ask again when it is back"
 _DEATH = "the model was lost by an error inside the server; see what it wrote, and start it anew"
-_NOT_FINITE = (
-    "the model's output is not finite (NaN or infinite logits): its weights are broken; serve an"
-    " earlier checkpoint"
-)
 
 
 def draw_tokens(texts: list[_Text], logits: Tensor) -> Tensor:

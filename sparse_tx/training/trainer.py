@@ -138,8 +138,8 @@ class Trainer:
             finished = self.is_done()
             if finished:
                 result = self._evaluate_and_save(metrics, last=True)
-            else:
-                self._save(valid_bpb=None)
+            else:  # among bad steps, besides what is there: see `_save_if_sound`
+                self._save(valid_bpb=None, besides=bool(self.bad_steps.in_a_row))
             return Outcome(self.step, finished, result, self.last_checkpoint)
         finally:
             metrics.close()
@@ -343,7 +343,7 @@ class Trainer:
 
     # --- Checkpoints ----------------------------------------------------------------------------
 
-    def _save(self, valid_bpb: float | None) -> None:
+    def _save(self, valid_bpb: float | None, *, besides: bool = False) -> None:
         begin = time.monotonic()
         self.last_checkpoint = save_checkpoint(
             self.run_dir,
@@ -353,7 +353,7 @@ class Trainer:
             config=self.config,
             tokenizer=self.corpus.tokenizer,
             training_state=self._state(),
-            keep_last=self.recipe.keep_last,
+            keep_last=self.recipe.keep_last + besides,
             valid_bpb=valid_bpb,
         )
         self.clock.save_seconds = time.monotonic() - begin

@@ -225,7 +225,7 @@ def test_a_full_disk_leaves_the_old_file(capsys, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sparse_tx.checkpoint.files.sync", full)
+    monkeypatch.setattr("sparse_tx.files.sync", full)
     before = files()
     assert run("--json=found.json") == 2
     said = capsys.readouterr().err
@@ -245,6 +245,7 @@ MISTAKES = [
     (["--min_context=[]"], "min_context is empty"),
     (["--max_bytes=0"], "max_bytes is 0; it must be 1 or more"),
     (["--seq_len=0"], "seq_len is 0; it must be 1 or more"),
+    (["--seq_len=65"], "seq_len is 65, and the model takes 64 tokens at once"),
     (["--json=run"], "--json 'run' is a folder; name a file"),
     (["--json=text.txt/found.json"], "--json text.txt/found.json cannot be written: Not a dir"),
     (["--json=/dev/null"], "--json '/dev/null' exists and is not a regular file"),

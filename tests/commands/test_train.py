@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -66,6 +67,25 @@ def test_precedence_of_settings(tmp_path):
     settings = yaml.safe_load(Path("out/config.yaml").read_text())
     assert (settings["n_layer"], settings["n_embd"], settings["lr"]) == (2, 48, 0.25)
     assert settings["betas"] == [0.9, 0.95]
+
+
+def test_a_pipe_of_settings_says_as_little_of_where_a_run_goes(capsys):
+    os.mkfifo("settings")
+    writer = threading.Thread(target=Path("settings").write_text, args=("out: elsewhere\n",))
+    writer.start()
+    rest = [flag for flag in flags() if not flag.startswith("--out=")]
+    assert main([*rest, "--config=settings"]) == 2
+    writer.join()
+    assert "sets 'out', which is no setting of a run" in capsys.readouterr().err
+    assert not Path("out").exists() and not Path("elsewhere").exists()
+
+
+def test_a_file_may_name_the_weights_to_begin_with():
+    assert main(flags(n_embd=48, lr=0.25)) == 0
+    Path("next.yaml").write_text("init_from: out\n")
+    assert main(["--config=next.yaml", "--out=next"]) == 0
+    settings = yaml.safe_load(Path("next/config.yaml").read_text())
+    assert (settings["n_embd"], settings["lr"], settings["init_from"]) == (48, 0.25, "out")
 
 
 def test_print_config(capsys):
@@ -189,6 +209,8 @@ def test_a_checkpoint_is_no_run_folder(more, inside, capsys, monkeypatch):
         (["--betas", ".9,1.5"], "betas is (0.9, 1.5)"),
         (["--config=absent.yaml"], "--config absent.yaml does not exist; give a YAML file"),
         (["--config", "latin.yaml"], "--config latin.yaml is not UTF-8 text (byte 5)"),
+        (["--config", "own.yaml"], "sets 'out', which is no setting of a run; take it out"),
+        (["--config", "again.yaml"], "sets 'resume', which is no setting of a run"),
         (["--bias=maybe"], "--bias is 'maybe'; it must be true or false"),
         (["--n_layer=0"], "n_layer is 0; it must be 1 or more"),
         (["--pattern=lokal:4"], "unknown word 'lokal'"),
@@ -204,6 +226,7 @@ def test_a_checkpoint_is_no_run_folder(more, inside, capsys, monkeypatch):
         (["--tokenizer=word"], "tokenizer"),
         (["--config=absent.yaml"], "absent.yaml"),
         (["--out=text.txt"], "text.txt"),
+        (["--out="], "--out is empty; name a folder"),
         (["--max_steps=0"], "max_steps is 0"),
         (["stray"], "unexpected argument 'stray'"),
         (["--preset"], "preset"),
@@ -215,6 +238,8 @@ def test_a_checkpoint_is_no_run_folder(more, inside, capsys, monkeypatch):
 )
 def test_mistakes_get_a_sentence_and_write_nothing(arguments, sentence, capsys):
     Path("latin.yaml").write_bytes(b"data: \xe9\n"[1:])
+    Path("own.yaml").write_text("n_embd: 48\nout: elsewhere\n")
+    Path("again.yaml").write_text("resume: true\n")
     try:
         status = main([*flags(), *arguments])
     except SystemExit as ended:

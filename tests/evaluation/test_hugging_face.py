@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sparse_tx.errors import UserError
 from sparse_tx.evaluation import evaluate, load_hugging_face, plan_windows
 from tests.evaluation.foreign import (
     POSITIONS,
@@ -120,9 +121,12 @@ def test_a_tokenizer_without_start_leaves_the_first_token_unscored(tmp_path):
     assert "the first token of the text is not scored" in result.protocol
 
 
-def test_windows_are_no_longer_than_asked_for_or_than_there_are_positions(saved):
+def test_windows_are_as_long_as_asked_for_and_no_longer_than_there_are_positions(saved):
     assert load_hugging_face(saved[0], seq_len=5).seq_len == 5
-    assert load_hugging_face(saved[0], seq_len=99).seq_len == POSITIONS
+    assert load_hugging_face(saved[0], seq_len=POSITIONS).seq_len == POSITIONS
+    message = f"seq_len is 99, and the model takes {POSITIONS} tokens at once"
+    with pytest.raises(UserError, match=message):
+        load_hugging_face(saved[0], seq_len=99)
 
 
 def test_probabilities_of_all_next_tokens_sum_to_one_at_every_position(saved):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sparse_tx.config import ModelConfig
+from sparse_tx.errors import UserError
 from sparse_tx.evaluation import NotFinite, TrainedModel, evaluate, plan_windows, score
 from sparse_tx.model import GPT
 
@@ -189,7 +190,8 @@ def test_windows_may_be_shorter_than_the_models():
         expected = sum(by_definition(model, tokens, min_context, seq_len=7))
         assert result.nats == pytest.approx(expected, rel=1e-12)
     assert "windows of 7 tokens that begin 3 apart" in found.scores[1].protocol
-    assert TrainedModel(model, seq_len=99).seq_len == T
+    with pytest.raises(UserError, match=f"seq_len is 99, and the model takes {T} tokens at once"):
+        TrainedModel(model, seq_len=99)
 
 
 @pytest.mark.parametrize("n", [2, 3, 14, 15, 60])

@@ -8,7 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparse_tx.checkpoint import find_checkpoint, read_checkpoint, save_checkpoint
+from sparse_tx.checkpoint import (
+    find_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+)
 from sparse_tx.config import TrainingConfig
 from sparse_tx.errors import UserError
 from sparse_tx.training import Reporter, Trainer
@@ -243,6 +248,14 @@ def test_a_run_with_skipped_steps_resumes_bit_exactly(stop, corpus, tmp_path):
     assert read_metrics(tmp_path / "whole", "skipped_steps")[-1] == (5,)
     assert second.bad_steps.state_dict() == whole.bad_steps.state_dict()
     assert_equal(everything(second), everything(whole))
+
+
+def test_stopped_among_bad_steps_it_takes_no_older_checkpoint_away(corpus, tmp_path):
+    config = make_config(keep_last=1, save_every=5, eval_every=100)
+    trainer = spoil(make_trainer(corpus, tmp_path / "run", config), {6, 7, 8}, "nan")
+    trainer.reporter = StopAt(7, trainer)
+    trainer.run()
+    assert [path.name[-1] for path in list_checkpoints(tmp_path / "run")] == ["5", "7"]
 
 
 def test_a_checkpoint_without_the_new_state_resumes(corpus, tmp_path):
