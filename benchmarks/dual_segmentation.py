@@ -158,7 +158,6 @@ def take_runs(args: argparse.Namespace, out: Path) -> None:
         mnist_digits()  # missing, they are missed now
     weights = out.with_suffix(".weights")
     weights.mkdir(parents=True, exist_ok=True)
-    peaks = {run.arm: peak_of_step(run) for run in runs[: len(args.arms)]}
     results = finish_runs(
         partial(train_and_test, folder=str(weights)),
         [asdict(run) for run in runs],
@@ -169,8 +168,8 @@ def take_runs(args: argparse.Namespace, out: Path) -> None:
     n_parameters = {result["n_parameters"] for result in results}
     assert len(n_parameters) == 1, f"arms of unequal parameters: {n_parameters}"
     rows = rows_of_arms(runs, results)
-    for arm, row in rows.items():
-        row["peak_bytes"] = peaks[arm]
+    for run in runs[: len(args.arms)]:
+        rows[run.arm]["peak_bytes"] = peak_of_step(run)
     result = {
         "settings": settings | {"seeds": args.seeds, "workers": args.workers},
         "classes": list(CLASSES),

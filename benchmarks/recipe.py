@@ -75,6 +75,9 @@ def take_trial(config: RunConfig, corpus: Corpus, eval_bytes: int) -> dict:
         "protocol": valid.protocol,
         "median_step_s": median(seconds),
         "n_parameters": trainer.model.n_parameters(),
+        "engine": trainer.engine()[0],
+        "skipped_steps": trainer.bad_steps.skipped,
+        "epochs": trainer.loader.epoch,
     }
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from multiprocessing import active_children
 from pathlib import Path
 
+from sparse_tx.errors import UserError
 from sparse_tx.profiler.processes import Tell, run_in_fresh_process
 from sparse_tx.profiler.provenance import provenance
 
@@ -23,20 +24,28 @@ Work = Callable[[Tell, dict], None]
 def finish_runs(
     work: Work, wanted: list[dict], journal: Path, *, workers: int = 2, resume: bool = False
 ) -> list[dict]:
-    """The results of all ``wanted`` settings, in their order; progress goes to stderr.
+    """The results of all ``wanted`` settings, in their order, each with the ``commit`` of its run.
+
+    Progress goes to stderr. A run that fails does not stop the others.
 
     Args:
         work: a function at the top of a module.
         wanted: settings, as JSON holds them; they tell the runs apart.
         journal: the file of finished runs.
         workers: processes at a time, each with as many threads as this one has for torch.
-        resume: take what the journal holds already, and keep all of it; else it begins anew.
+        resume: take what the journal holds already, and keep all of it.
 
     Raises:
+        UserError: the journal holds finished runs, and ``resume`` was not asked for.
         MemoryError: a run found no memory.
-        RuntimeError: a run failed; those that finished before are in the journal.
+        RuntimeError: a run failed; those that finished are in the journal.
     """
-    found = _read(journal) if resume else {}
+    found = _read(journal)
+    if found and not resume:
+        raise UserError(
+            f"{journal.name} holds {len(found)} finished runs; go on from them with --resume, or"
+            " delete it"
+        )
     todo = [settings for settings in wanted if _key(settings) not in found]
     journal.parent.mkdir(parents=True, exist_ok=True)
     # Written anew: the last line of an interrupted run may be torn.
@@ -44,16 +53,26 @@ def finish_runs(
     temporary.write_text("".join(json.dumps(line) + "\n" for line in found.values()))
     temporary.replace(journal)
     commit = provenance()["commit"]
+    others = {found[key]["commit"] for key in map(_key, wanted) if key in found} - {commit}
+    if others:
+        _progress(f"finished runs of other commits are taken too: {', '.join(map(str, others))}")
+    failed: Exception | None = None
     began = time.monotonic()
     with ThreadPoolExecutor(workers) as pool, journal.open("a") as lines:
         futures = {pool.submit(_one, work, settings): settings for settings in todo}
         try:
             for n, future in enumerate(as_completed(futures), 1):
-                line = {"settings": futures[future], "result": future.result(), "commit": commit}
+                settings = futures[future]
+                try:
+                    line = {"settings": settings, "result": future.result(), "commit": commit}
+                except (MemoryError, RuntimeError) as error:
+                    failed = failed or error
+                    _progress(f"failed: {settings}")
+                    continue
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()
-                found[_key(futures[future])] = line
-                done = len(wanted) - len(todo) + n
+                found[_key(settings)] = line
+                done = sum(_key(settings) in found for settings in wanted)
                 left = (time.monotonic() - began) / n * (len(todo) - n)
                 _progress(f"{done} of {len(wanted)} runs, about {left / 60:.0f} minutes left")
         except BaseException:
@@ -62,7 +81,10 @@ def finish_runs(
                 with suppress(ValueError):  # it has just been closed
                     process.kill()
             raise
-    return [found[_key(settings)]["result"] for settings in wanted]
+    if failed:
+        raise failed
+    lines_wanted = [found[_key(settings)] for settings in wanted]
+    return [line["result"] | {"commit": line["commit"]} for line in lines_wanted]
 
 
 def _one(work: Work, settings: dict) -> dict:

@@ -15,7 +15,8 @@ from sparse_tx.vision import CBAM, SqueezeExcite
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "cbam_ablation.py"
 TASKS = ["rare patch", "dot density", "marked place", "cluttered digits"]
-RUN = {"task", "arm", "seed", "error_percent", "losses", "parameters", "seconds"}
+RUN = {"task", "arm", "seed", "error_percent", "train_loss_nats", "parameters", "seconds"}
+RUN |= {"commit"}
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_quick_run_has_every_row_and_its_losses_fall(tmp_path, tables):
         assert all(0 <= error <= 100 for errors in by_arm.values() for error in errors)
     assert len(result["runs"]) == 80 and all(set(one) == RUN for one in result["runs"])
     for task in TASKS:
-        own = [one["losses"] for one in result["runs"] if one["task"] == task]
+        own = [one["train_loss_nats"] for one in result["runs"] if one["task"] == task]
         assert mean(losses[-1] for losses in own) < 0.9 * mean(losses[0] for losses in own)
     published = [one for one in result["comparisons"] if one["published"] is not None]
     assert len(published) == 4 * (6 + 15 + 6)
@@ -171,6 +172,25 @@ def test_arms_of_a_seed_differ_in_their_gates_alone(ablation):
     assert not torch.equal(other["stem.0.weight"], bare["stem.0.weight"])
 
 
+def test_gates_of_a_seed_share_the_weights_of_their_common_parts(ablation):
+    training = ablation.Training(task="rare patch", channels=(8, 12))
+    whole = gates_of(ablation.make_network("pool k7", training, 3, seed=1))
+    for arm in set(ablation.ARMS) - {"none"}:
+        own = gates_of(ablation.make_network(arm, training, 3, seed=1))
+        for gate, other in zip(own, whole, strict=True):
+            ours, theirs = gate.state_dict(), other.state_dict()
+            shared = [
+                name for name in ours if name in theirs and ours[name].shape == theirs[name].shape
+            ]
+            assert any("channel" in name for name in shared)
+            assert all(torch.equal(ours[name], theirs[name]) for name in shared), arm
+    first, second = (
+        gates_of(ablation.make_network("avg", training, 3, seed=seed))[0].state_dict()
+        for seed in (1, 2)
+    )
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
 def test_batches_take_every_image_once_before_any_again(ablation):
     training = ablation.Training(task="rare patch", steps=7, batch_size=5)
     found = ablation.batches(11, training, seed=1)
@@ -252,7 +272,12 @@ def test_a_difference_is_the_arm_less_the_other_seed_by_seed(tables):
     found = tables.paired([10, 21, 32], [11, 23, 35], -0.1)
     assert found["by_seed"] == [-1, -2, -3] and found["difference"] == -2
     assert -3 <= found["low"] < found["difference"] < found["high"] <= -1
+    # Of a table: 4.303 standard errors for three values at 95 %, and theirs is 1 / sqrt(3).
+    assert found["student"] == pytest.approx((-2 - 4.3027 / 3**0.5, -2 + 4.3027 / 3**0.5), rel=1e-4)
     assert found["verdict"] == "reproduced"
+    wide = {"difference": -2, "low": -3, "high": -1, "verdict": "reproduced"}
+    assert tables._cell(wide | {"student": (-4, 1)}) == "-2.00 [-3.00, -1.00] reproduced"
+    assert tables._cell(wide | {"student": (-4, -1)}) == "-2.00 [-3.00, -1.00] reproduced*"
 
 
 def published_errors(tables, sign=1.0, noise=0.0):
@@ -295,7 +320,7 @@ def test_the_table_has_every_row_of_the_paper(tables):
     errors = {"rare patch": published_errors(tables), "dot density": published_errors(tables)}
     lines = list(tables.markdown(errors, tables.compare(errors)))
     assert "| avg | 23.14 | 23.14 (0.00) | 23.14 (0.00) |" in lines
-    cell = "-0.34 [-0.34, -0.34] reproduced"
+    cell = "-0.34 [-0.34, -0.34] reproduced*"
     assert lines.count(f"| avg+max - avg | -0.34 | {cell} | {cell} |") == 2  # tables 1 and 2
     for rows in tables.PUBLISHED.values():
         for arm in rows:

@@ -9,6 +9,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
+from sparse_tx.attention.api import ENGINES
 from sparse_tx.patterns import parse_pattern
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -49,7 +50,8 @@ def test_a_quick_run_compares_all_patterns_and_its_losses_fall(tmp_path):
     assert len(runs) == 16
     for (position, data, pattern, seed), one in runs.items():
         assert one["valid_bpb"] == result["bits_per_byte"][position][data][pattern][seed - 1]
-        assert one["losses"][-1] < one["losses"][0]
+        assert one["train_bpb"][-1] < one["train_bpb"][0]
+        assert one["engine"] in ENGINES and one["skipped_steps"] == 0 and one["epochs"] > 0
         assert "in windows of 784 tokens" in one["protocol"]
     # The same model under each pattern.
     assert len({one["n_parameters"] for one in result["runs"]}) == 1
@@ -108,6 +110,18 @@ def test_verdicts(benchmark_module, interval, word):
     assert benchmark_module.verdict(*interval) == word
 
 
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["holds", "holds"], "holds"),
+        (["holds", "not resolved"], "not resolved"),
+        (["reversed", "not resolved"], "reversed"),
+    ],
+)
+def test_both_claims(benchmark_module, words, word):
+    assert benchmark_module.both([{"verdict": one} for one in words]) == word
+
+
 def test_the_report_pairs_seeds_and_claims_what_the_paper_does(benchmark_module):
     module = benchmark_module
     bits = {"dense": 3.0, "strided": 2.0, "fixed": 1.0, "local": 4.0}
@@ -121,12 +135,13 @@ def test_the_report_pairs_seeds_and_claims_what_the_paper_does(benchmark_module)
                     # Seeds differ far more than patterns do, and alike for all of them.
                     bpb = scale * sign * value + 100 * seed + 0.01 * seed * value
                     runs.append({"valid_bpb": bpb})
-    result = module.report(module.QUICK, [1, 2, 3], wanted, runs)
+    result = module.report(module.QUICK, [1, 2, 3], wanted, runs, workers=2)
     claims = {(claim["position"], claim["data"]): claim for claim in result["claims"]}
     assert [claim["verdict"] for claim in claims.values()] == ["holds"] * 4
     assert claims["grid", "text"]["difference"] == pytest.approx(-1.02)
     assert claims["grid", "images"]["difference"] == pytest.approx(-0.98)
     assert claims["grid+rope", "text"]["difference"] == pytest.approx(-5.02)
+    assert result["both"] == {"grid": "holds", "grid+rope": "holds"}
     assert len(result["comparisons"]) == 24
     assert "secret" not in json.dumps(result)
     text = "\n".join(module.markdown(result))
