@@ -1,6 +1,7 @@
 """Attention for feature maps: modules that take ``(B, C, H, W)`` and give it back."""
 
 from sparse_tx.vision.cbam import CBAM, ChannelGate, SpatialGate
+from sparse_tx.vision.counting import NetworkCost, count_network
 from sparse_tx.vision.dual_attention import ChannelAttention, PositionAttention
 from sparse_tx.vision.dual_head import DualAttentionHead, DualLogits
 from sparse_tx.vision.non_local import NonLocal
@@ -12,8 +13,10 @@ __all__ = [
     "ChannelGate",
     "DualAttentionHead",
     "DualLogits",
+    "NetworkCost",
     "NonLocal",
     "PositionAttention",
     "SpatialGate",
     "SqueezeExcite",
+    "count_network",
 ]
