@@ -221,8 +221,7 @@ class Fit:
         largest: ``"seq_len"`` or ``"batch_size"``.
         value: the largest one; 0 if nothing fits.
         peak_bytes: predicted there, baseline included.
-        confirmation: one measured run at or near it, or None.
-        near: the length or batch that was measured; None if none was.
+        confirmation: one measured run at it, or None.
         not_confirmed: why it was not measured; empty if it was or was not asked for.
     """
 
@@ -233,7 +232,6 @@ class Fit:
     value: int
     peak_bytes: int
     confirmation: Measurement | None = None
-    near: int | None = None
     not_confirmed: str = ""
 
 

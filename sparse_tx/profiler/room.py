@@ -109,4 +109,4 @@ def _confirmed(fit: Fit, forecast: Forecast, laboratory: Laboratory) -> Fit:
     if reason := laboratory.why_not(setting, prediction):
         return replace(fit, not_confirmed=reason)
     measurement = laboratory.measure(setting, ("peak",))
-    return replace(fit, confirmation=measurement, near=fit.value)
+    return replace(fit, confirmation=measurement)

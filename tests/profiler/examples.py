@@ -201,7 +201,6 @@ def findings(work="train") -> dict:
             confirmation=Measurement(
                 engine="cpu", seconds=(61.0,), peak_bytes=22_700_000_000, baseline_bytes=310_000_000
             ),
-            near=500_000,
         ),
         Fit(
             setting=setting("dense", 262_144, work="train"),

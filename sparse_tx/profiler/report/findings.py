@@ -198,7 +198,7 @@ def fits_sheet(profile: Profile) -> Sheet:
         title="What the memory has room for",
         explanation=(
             "The longest sequence that the model has positions for, or the largest batch, whose"
-            " predicted peak stays within the memory, and what a run at or near it needed. Both"
+            " predicted peak stays within the memory, and what a run at it needed. Both"
             " include what the process holds before it makes a model."
         ),
         columns=(
@@ -219,13 +219,12 @@ def _confirmation(fit: Fit) -> Cell:
     found = fit.confirmation
     if found is None:
         return Cell(fit.not_confirmed or UNKNOWN)
-    at = f"at {count_text(fit.near)}" if fit.near is not None else "near it"
     if found.failure:
-        return Cell(f"{at}: {found.failure}", failed=True)
+        return Cell(found.failure, failed=True)
     if found.peak_bytes is None:
-        return Cell(f"{at}: it ran")
+        return Cell("it ran")
     beyond = " (more than the memory)" if facts.peak_of_run(fit) > fit.memory_bytes else ""
-    return Cell(f"{at}: {bytes_text(facts.peak_of_run(fit))}{beyond}")
+    return Cell(f"{bytes_text(facts.peak_of_run(fit))}{beyond}")
 
 
 def totals_sheet(profile: Profile) -> Sheet:

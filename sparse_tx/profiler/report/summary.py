@@ -158,8 +158,8 @@ def _room(profile: Profile) -> list[str]:
         if fit.largest != "seq_len" or not fit.value:
             continue
         confirmed, held = "", facts.peak_of_run(fit)
-        if held is not None and fit.near is not None:
-            confirmed = f"; a run at {count_text(fit.near)} took {bytes_text(held)}"
+        if held is not None:
+            confirmed = f"; a run of it took {bytes_text(held)}"
         recompute = " and recomputation" if fit.setting.model.recompute else ""
         found.append(
             f"By prediction, {bytes_text(fit.memory_bytes)} of memory have room for"
