@@ -16,8 +16,8 @@ from math import prod
 
 from sparse_tx.accounting.heads import require_count
 from sparse_tx.errors import UserError, nearest
-from sparse_tx.patterns import Layer, Pattern, Stack
-from sparse_tx.patterns.given import as_stack, require_width
+from sparse_tx.patterns import Layer, Stack
+from sparse_tx.patterns.given import PatternLike, as_stack, require_width
 
 FLOAT32_BYTES = 4
 DESCRIPTORS = ("pool", "conv")
@@ -192,7 +192,7 @@ def non_local(
     norm: bool = True,
     subsample: str | None = None,
     factor: int = 2,
-    pattern: str | Pattern | Layer | Stack | None = None,
+    pattern: PatternLike | None = None,
 ) -> MapCost:
     """The non-local block: every position asks all others, in a space half as wide.
 
@@ -273,7 +273,7 @@ def position_attention(
     shape: MapShape,
     reduction: int = 8,
     *,
-    pattern: str | Pattern | Layer | Stack = "dense",
+    pattern: PatternLike = "dense",
 ) -> MapCost:
     """DANet's attention between positions; with a criss-cross pattern, CCNet's.
 
@@ -300,7 +300,7 @@ def channel_attention(shape: MapShape) -> MapCost:
     return MapCost(parameters=1, pair_macs=2 * C * C * shape.positions, attention_map=C * C)
 
 
-def pairs_of_steps(pattern: str | Pattern | Layer | Stack, shape: MapShape) -> tuple[int, ...]:
+def pairs_of_steps(pattern: PatternLike, shape: MapShape) -> tuple[int, ...]:
     """The pairs of positions that meet in every step of a pattern, exactly.
 
     Args:

@@ -2,14 +2,9 @@
 
 import hashlib
 import os
-import shutil
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from sparse_tx.data.compression import unreadable
-
-_ABANDONED_S = 86_400
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -29,18 +24,6 @@ def files_below(folder: Path) -> list[Path]:
         folders[:] = [x for x in folders if not x.startswith(".") and x != "__pycache__"]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted(filter(Path.is_file, files), key=lambda file: file.relative_to(folder).as_posix())
-
-
-def remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove folders of this prefix to which nothing was written for a day.
-
-    Each holds what a process was preparing, which takes it away itself unless it is killed.
-    """
-    for unfinished in folder.glob(f"{prefix}*"):
-        with suppress(OSError):  # another process may be removing the same
-            touched = (path.stat().st_mtime for path in [unfinished, *unfinished.rglob("*")])
-            if max(touched) < time.time() - _ABANDONED_S:
-                shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def fingerprint_of(files: list[Path]) -> str:

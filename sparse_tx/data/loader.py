@@ -14,7 +14,7 @@ class WindowLoader:
     what stands before it in the window. A window begins as evaluation and generation do: a model
     that met the start symbol only once in its life would be at a loss there. A stream rarely
     divides by ``seq_len``: each epoch begins at its own offset o within the remainder, so that no
-    token is always left out. Images, each as long as a window, divide by it, and o is 0.
+    token is always left out. One of images, each as long as a window, does: o is 0.
     Order and offset come from a generator seeded by (seed, epoch).
 
     Args:

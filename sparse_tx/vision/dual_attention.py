@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_tx.errors import UserError
-from sparse_tx.patterns import Layer, Pattern, Stack
-from sparse_tx.patterns.given import require_width
+from sparse_tx.patterns import Layer
+from sparse_tx.patterns.given import PatternLike, require_width
 from sparse_tx.vision.checks import (
     require_choice,
     require_maps,
@@ -53,7 +53,7 @@ class PositionAttention(nn.Module):
         channels: int,
         reduction: int = 8,
         *,
-        pattern: str | Stack | Layer | Pattern | None = None,
+        pattern: PatternLike | None = None,
     ):
         super().__init__()
         require_reduction(reduction, channels, "PositionAttention")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_tx.errors import UserError, UserTypeError
-from sparse_tx.patterns import Layer, Pattern, Stack
+from sparse_tx.patterns.given import PatternLike
 from sparse_tx.vision.checks import require_count, require_maps, require_variance
 from sparse_tx.vision.convolutions import convolution
 from sparse_tx.vision.dual_attention import ChannelAttention, PositionAttention
@@ -60,7 +60,7 @@ class DualAttentionHead(nn.Module):
         *,
         inner: int | None = None,
         reduction: int = 8,
-        pattern: str | Stack | Layer | Pattern | None = None,
+        pattern: PatternLike | None = None,
         form: str = "reversed",
         dropout: float = 0.1,
     ):

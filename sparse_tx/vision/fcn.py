@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_tx.patterns import Layer, Pattern, Stack
+from sparse_tx.patterns.given import PatternLike
 from sparse_tx.vision.checks import require_count, require_maps
 from sparse_tx.vision.convolutions import convolution
 from sparse_tx.vision.dual_attention import ChannelAttention, PositionAttention
@@ -51,7 +51,7 @@ class SmallFCN(nn.Module):
         *,
         in_channels: int = 1,
         channels: int = 32,
-        position: str | Stack | Layer | Pattern | None = "dense",
+        position: PatternLike | None = "dense",
         channel: str | None = "reversed",
         reduction: int = 8,
     ):

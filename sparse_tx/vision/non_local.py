@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sparse_tx.accounting.maps import SIMILARITIES, SUBSAMPLES, check_pattern_of_non_local
 from sparse_tx.errors import UserError
-from sparse_tx.patterns import Layer, Pattern, Stack
-from sparse_tx.patterns.given import require_width
+from sparse_tx.patterns import Stack
+from sparse_tx.patterns.given import PatternLike, require_width
 from sparse_tx.vision.checks import (
     require_choice,
     require_count,
@@ -84,7 +84,7 @@ class NonLocal(nn.Module):
         norm: bool = True,
         subsample: str | None = None,
         factor: int = 2,
-        pattern: str | Stack | Layer | Pattern | None = None,
+        pattern: PatternLike | None = None,
     ):
         super().__init__()
         require_count("channels", channels, "NonLocal")
@@ -182,7 +182,7 @@ class NonLocal(nn.Module):
             raise UserError(f"scale of NonLocal is {scale!r}; it must be a finite number")
         return float(scale)
 
-    def _checked_pattern(self, pattern: str | Stack | Layer | Pattern | None) -> Stack | None:
+    def _checked_pattern(self, pattern: PatternLike | None) -> Stack | None:
         steps = steps_of(pattern, "NonLocal")
         if steps is not None:
             check_pattern_of_non_local(steps, self.similarity, self.subsample)
