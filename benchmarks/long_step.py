@@ -5,7 +5,9 @@
 The model is that of the preset long, whose settings flags change, at its peak learning rate from
 the first step on; text follows text, so that each step sees bytes that no step before it saw.
 Memory is the highest resident set of the process, torch itself and the text included; beside it
-stands what accounting predicts for the step.
+stands what accounting predicts for the step. The resident set also has what malloc keeps of memory
+that was freed, so that the two are farther apart than they are with --give_back, which has malloc
+keep none, at the cost of time.
 
 --compare has the first batch's gradient taken by the model and by the same one under other
 settings, each in a process of its own: --compare "head_chunk=None stored_precision=fp32" is the
@@ -33,7 +35,12 @@ from sparse_tx.data import prepare_corpus
 from sparse_tx.data.loader import WindowLoader
 from sparse_tx.folders import default_cache_dir
 from sparse_tx.model import GPT
-from sparse_tx.profiler.memory import peak_resident_bytes, reset_peak, resident_bytes
+from sparse_tx.profiler.memory import (
+    give_back_freed_memory,
+    peak_resident_bytes,
+    reset_peak,
+    resident_bytes,
+)
 from sparse_tx.profiler.predict import predict_peak
 from sparse_tx.profiler.records import Setting
 from sparse_tx.profiler.settings import engine_of
@@ -58,8 +65,10 @@ def loader_of(config: RunConfig, data: str, start_token: int) -> WindowLoader:
     )
 
 
-def take_steps(config: RunConfig, n_steps: int, data: str) -> dict:
+def take_steps(config: RunConfig, n_steps: int, data: str, give_back: bool) -> dict:
     """Train a new model for some steps, saying of each what it was."""
+    if give_back:
+        give_back_freed_memory()
     setting = Setting(
         work="train", label=config.model.pattern, model=config.model, training=config.training
     )
@@ -187,6 +196,9 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--give_back", action="store_true", help="have malloc give back at once what is freed"
+    )
     parser.add_argument("--out")
     args = parser.parse_args()
     config = RunConfig.from_flat(yaml.safe_load(preset_text("long")))
@@ -195,8 +207,11 @@ def main() -> None:
     result = {
         "data": Path(args.data).name,
         "threads": args.threads,
+        "give_back": args.give_back,
         "model": asdict(config.model),
-        **in_a_fresh_process(args.threads, take_steps, config, args.steps, args.data),
+        **in_a_fresh_process(
+            args.threads, take_steps, config, args.steps, args.data, args.give_back
+        ),
         "compared": {},
     }
     for settings in args.compare:

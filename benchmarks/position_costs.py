@@ -234,11 +234,14 @@ def crossovers(sides: dict[str, dict[str, dict]]) -> list[dict]:
 def _ratios(
     sides: dict[str, dict[str, dict]], contender: str, quantity: str, against: str
 ) -> Iterator[tuple[int, float]]:
-    """Positions, and what the contender needs there for what the dense one needs."""
+    """Positions, and what the contender needs there for what the dense one needs.
+
+    A size at which a dense pass took no page that was not there before says nothing of memory.
+    """
     others = DENSE if against != RELEASED else (RELEASED,)
     for side, rows in sides.items():
         dense = [rows[other][quantity] for other in others if other in rows]
-        if dense and contender in rows:
+        if contender in rows and dense and min(dense):
             yield int(side) ** 2, rows[contender][quantity] / min(dense)
 
 

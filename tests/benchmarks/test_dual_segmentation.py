@@ -331,6 +331,17 @@ def test_the_gate_sees_another_pattern(monkeypatch):
         position_costs.measure_costs([4], rounds=1)
 
 
+def test_a_size_too_small_for_its_memory_to_be_seen_is_left_out_of_crossovers():
+    from position_costs import CONTENDERS, crossovers
+
+    def rows(bytes_of_all):
+        return {name: {"median_s": 1.0, "peak_bytes": bytes_of_all} for name in CONTENDERS}
+
+    for crossover in crossovers({"4": rows(0), "6": rows(4096)}):
+        sizes = ["36"] if crossover["quantity"] == "peak_bytes" else ["16", "36"]
+        assert list(crossover["ratios"]) == sizes
+
+
 @pytest.mark.parametrize(
     ("ratios", "expected"),
     [
