@@ -79,7 +79,8 @@ def prefill_peak(
     before = run.ledger.taken_large
     _take_cache(run, model, batch, element_bytes)
     run.weights(LOSS, batch * model.vocab_size)  # what all texts are read for
-    run.ledger.take(TEXTS, run.T * _POINTER)  # the tokens of one, before they are a text
+    # The tokens of one before they are a text, and of all, by which equal ones are found.
+    run.ledger.take(TEXTS, (1 + batch) * run.T * _POINTER)
     run.table_is_new = True
     run.read(batch)
     return PeakMemory(parts=run.ledger.at_peak, fresh_bytes=run.ledger.taken_large - before)

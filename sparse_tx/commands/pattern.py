@@ -31,6 +31,8 @@ from sparse_tx.patterns.reachability import sources_at_once
 COMPLETE, INCOMPLETE = 0, 1
 
 MOST_LAYERS_OR_HEADS = 10_000
+# Positions of a picture; a second shows some 400,000.
+MOST_SHOWN = 1 << 24
 
 DEFAULT_TILE_SIZE = 128
 # Finding the tiles takes a few seconds beyond this length; then they are counted only when asked.
@@ -185,6 +187,11 @@ def _selection(args) -> Selection:
     for number in numbers:
         layers.setdefault(stack.layer(number), []).append(number)
     seq_len = prod(size) if size else args.seq_len or length_that_shows(stack)
+    if args.action == "show" and not size and seq_len > MOST_SHOWN:
+        raise UserError(
+            f"a picture of {seq_len:,} positions takes minutes and {MOST_SHOWN:,} are the most; a"
+            " smaller --seq_len, a few times the stride or block, shows the same structure"
+        )
     return Selection(stack, layers, n_head, seq_len, size, query)
 
 

@@ -235,6 +235,8 @@ def _model_flags() -> list[str]:
 def _model(args) -> tuple[str, ModelConfig, TrainingConfig]:
     """The title of the profile, the model and how it is trained."""
     chosen = {name: getattr(args, name) for name in _model_flags()}
+    if args.seq_lens is not None and args.position_shape != args.base.model.position_shape:
+        chosen["seq_len"] = max(parse_lengths(args.seq_lens))  # what the shape is to hold
     model = replace(args.base.model, engine=args.engine, **chosen)
     training = args.base.training
     for name in ("batch_size", "precision"):

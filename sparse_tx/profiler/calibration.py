@@ -255,7 +255,7 @@ def _point(setting: Setting, measurement: Measurement, shortest: int) -> _Point:
         seconds=dict(seconds),
         does=_what_it_does(setting, shortest),
         flops=sum(flops.values()),
-        attention_share=attention / sum(flops.values()),
+        attention_share=attention / max(1, sum(flops.values())),  # of no pairs at all, nothing
     )
 
 

@@ -9,6 +9,7 @@ in proportion to the length, as all other engines do for all patterns.
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import inf
 from statistics import median
 
 from sparse_tx.accounting import INPUTS, attention_peak
@@ -17,7 +18,7 @@ from sparse_tx.profiler.laboratory import Laboratory
 from sparse_tx.profiler.predict import bytes_within, pairs_of_work, work_flops
 from sparse_tx.profiler.records import Measurement, Reach, Setting
 from sparse_tx.profiler.scaling import reach
-from sparse_tx.profiler.settings import at, engine_of
+from sparse_tx.profiler.settings import at, can_be_at, engine_of
 
 _DENSE = "dense"
 # Lengths that are timed on the way to the longest one within dense attention's time.
@@ -56,7 +57,11 @@ def _by_count(setting: Setting, dense: Setting) -> list[Reach]:
     found = []
     for quantity, count in (("useful_flops", work_flops), ("weights_bytes", _weights_bytes)):
         budget = count(dense)
-        length = reach(lambda T, count=count: count(at(setting, T)), budget)
+
+        def cost_of(T: int, count=count) -> float:
+            return count(at(setting, T)) if can_be_at(setting, T) else inf
+
+        length = reach(cost_of, budget)
         found.append(_reach(setting, dense, quantity, budget, length, "counted", measured=False))
     return found
 
@@ -67,6 +72,10 @@ def _weights_bytes(setting: Setting) -> int:
 
 def _by_memory(setting: Setting, dense: Setting, laboratory: Laboratory) -> list[Reach]:
     """Against textbook and fused dense attention, each measured, as is what is found."""
+    precision = setting.training.precision
+    if precision != "fp32":
+        how = f"predicted memory is that of fp32, and {precision} was asked for"
+        return [_reach(setting, dense, "peak_bytes", None, None, how, measured=False)]
     textbook = replace(dense, model=replace(dense.model, engine="reference"))
     engine, found = engine_of(setting), []
     for other, words in ((textbook, "textbook dense, T x T weights"), (dense, "fused dense")):
@@ -88,7 +97,9 @@ def _by_memory(setting: Setting, dense: Setting, laboratory: Laboratory) -> list
 
 
 def _longest_within(setting: Setting, engine: str, budget: int) -> int:
-    def beside_inputs(T: int) -> int:
+    def beside_inputs(T: int) -> float:
+        if not can_be_at(setting, T):
+            return inf
         here = at(setting, T)
         inputs = _input_bytes(here)
         return bytes_within(here, engine, budget + inputs) - inputs
@@ -110,12 +121,11 @@ def _by_time(setting: Setting, dense: Setting, first: int, laboratory: Laborator
     within, beyond, why = 0, LARGEST + 1, ""
     trial = max(1, first)
     for _ in range(_TRIALS):
-        found = laboratory.measure(at(setting, trial), ("seconds",))
-        failed = found.failure or not found.seconds
-        if not failed and median(found.seconds) <= budget:
+        reason = _why_not_within(setting, trial, budget, laboratory)
+        if reason is None:
             within = trial
         else:
-            beyond, why = trial, _why(found) if failed else "took longer"
+            beyond, why = trial, reason
         if beyond > LARGEST:
             trial = min(LARGEST, 2 * within)
         else:
@@ -124,6 +134,16 @@ def _by_time(setting: Setting, dense: Setting, first: int, laboratory: Laborator
             break
     how = "against fused dense; medians" + (f"; {beyond:,} tokens: {why}" if why else "")
     return _reach(setting, dense, "seconds", budget, within, how, measured=True)
+
+
+def _why_not_within(setting: Setting, T: int, budget: float, laboratory: Laboratory) -> str | None:
+    """Why a length does not do in so many seconds; None if it does."""
+    if not can_be_at(setting, T):
+        return "the pattern cannot have this length"
+    found = laboratory.measure(at(setting, T), ("seconds",))
+    if found.failure or not found.seconds:
+        return _why(found)
+    return None if median(found.seconds) <= budget else "took longer"
 
 
 def _unknown(

@@ -6,6 +6,7 @@ torch and code); ``asked`` is how hard it was tried, and ``measurement`` what wa
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from math import inf
 from pathlib import Path
@@ -40,8 +41,8 @@ class MeasurementLog:
             raise UserError(
                 f"{self.path} cannot be read ({error.strerror}); name another file for measurements"
             ) from error
-        self._whole = content.rfind(b"\n") + 1
-        self._is_cut = self._whole < len(content)
+        self._whole, self._size = content.rfind(b"\n") + 1, len(content)
+        self._is_cut = self._whole < self._size
         lines = content[: self._whole].splitlines()
         self._lines = [self._read(line, number) for number, line in enumerate(lines, start=1)]
 
@@ -89,18 +90,22 @@ class MeasurementLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                if self._is_cut:
+                # Of another size, the file has been gone on with by another process.
+                if self._is_cut and file.tell() == self._size:
                     file.truncate(self._whole)
+                begin = file.seek(0, os.SEEK_END)
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             self._is_cut = True
+            with suppress(OSError):
+                self._size = self.path.stat().st_size
             raise UserError(
                 f"{self.path} cannot be written ({error.strerror}); make room there, and measure"
                 " again: what it holds is not measured twice"
             ) from error
-        self._whole, self._is_cut = self._whole + len(text), False
+        self._whole, self._is_cut = begin + len(text), False
         self._lines.append(json.loads(text))
 
     def _read(self, line: bytes, number: int) -> dict[str, Any]:

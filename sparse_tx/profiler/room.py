@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import inf
 from typing import Literal
 
 from sparse_tx.errors import UserError
@@ -11,7 +12,7 @@ from sparse_tx.profiler.laboratory import Laboratory
 from sparse_tx.profiler.predict import bytes_within, predict, predict_peak
 from sparse_tx.profiler.records import Fit, Setting
 from sparse_tx.profiler.search import largest_within
-from sparse_tx.profiler.settings import at, engine_of
+from sparse_tx.profiler.settings import at, can_be_at, engine_of
 
 # Beyond this, a batch is no longer a matter of memory.
 _MOST_SEQUENCES = 1 << 20
@@ -35,12 +36,19 @@ def find_fits(
         laboratory: measures, and runs what was found as far as machine and limit of time allow.
 
     Raises:
-        UserError: the process alone takes more, or a setting cannot run here.
+        UserError: the process alone takes more or could not be measured, or a setting cannot run
+            here.
     """
     settings = tuple(settings)
     smallest = at(settings[0], min(_SHORT, settings[0].model.seq_len), batch=1)
     laboratory.watcher.on_plan("measuring an empty process", 1)
-    baseline = laboratory.measure(smallest, ("peak",)).baseline_bytes
+    empty = laboratory.measure(smallest, ("peak",))
+    if empty.failure and not empty.baseline_bytes:
+        raise UserError(
+            "--memory counts what a process holds before it has a model, and that could not be"
+            f" measured: {empty.failure}; raise --limit_s, or free memory"
+        )
+    baseline = empty.baseline_bytes
     if memory_bytes <= baseline:
         raise UserError(
             f"--memory is {memory_bytes / 1e9:.3g} GB, and a process with torch takes"
@@ -64,7 +72,12 @@ def _room(memory: int, baseline: int) -> int:
 
 def _longest(setting: Setting, memory: int, baseline: int) -> Fit:
     most = setting.model.most_positions or LARGEST
-    return _largest("seq_len", lambda T: at(setting, T), most, memory, baseline)
+
+    def sized(T: int) -> Setting | None:
+        # At some lengths, sizes that follow the length come to no pattern.
+        return at(setting, T) if T == 1 or can_be_at(setting, T) else None
+
+    return _largest("seq_len", sized, most, memory, baseline)
 
 
 def _widest(setting: Setting, memory: int, baseline: int) -> Fit:
@@ -74,14 +87,19 @@ def _widest(setting: Setting, memory: int, baseline: int) -> Fit:
 
 def _largest(
     what: Literal["seq_len", "batch_size"],
-    sized: Callable[[int], Setting],
+    sized: Callable[[int], Setting | None],
     most: int,
     memory: int,
     baseline: int,
 ) -> Fit:
     """The largest length or batch, of those that ``sized`` makes settings of, with room for it."""
     engine, room = engine_of(sized(1)), _room(memory, baseline)
-    value = largest_within(lambda n: bytes_within(sized(n), engine, room), room, most=most)
+
+    def bytes_of(n: int) -> float:
+        setting = sized(n)
+        return inf if setting is None else bytes_within(setting, engine, room)
+
+    value = largest_within(bytes_of, room, most=most)
     found = sized(max(1, value))
     return Fit(
         setting=found,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from sparse_tx.attention import resolve_engine
+from sparse_tx.errors import UserError
 from sparse_tx.model.precision import dtype_of
 from sparse_tx.profiler.patterns_by_length import at_length
 from sparse_tx.profiler.records import Setting
@@ -21,6 +22,15 @@ def at(setting: Setting, T: int, batch: int | None = None) -> Setting:
     if batch is not None:
         training = replace(training, batch_size=batch)
     return replace(setting, model=model, training=training)
+
+
+def can_be_at(setting: Setting, T: int) -> bool:
+    """Whether pattern and model can have a length; sizes that follow it may come to nothing."""
+    try:
+        at(setting, T)
+    except UserError:
+        return False
+    return True
 
 
 def engine_of(setting: Setting) -> str:

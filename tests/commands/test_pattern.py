@@ -218,3 +218,14 @@ def test_mistakes_with_maps(capsys, argv, sentence):
     status, _, err = run(capsys, *argv)
     assert status == 2
     assert sentence in err and err.count("\n") == 1 and err.startswith("error: ")
+
+
+def test_a_picture_that_would_take_minutes(capsys):
+    status, _, err = run(capsys, "show", "local:128", "--seq_len", 2**24 + 1)
+    assert status == 2
+    assert "16,777,217 positions takes minutes and 16,777,216 are the most" in err
+
+
+def test_no_pattern_has_an_emoji_in_it(capsys):
+    status, out, _ = run(capsys, "count", "summary:100:10", "--seq_len", 1000)
+    assert status == 0 and "summary:100:10" in out

@@ -160,3 +160,11 @@ def test_out_that_is_a_file(capsys, tmp_path):
     (tmp_path / "file").write_text("kept")
     assert "file" in refused(capsys, *QUICK, "--out", str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_grid_has_to_hold_the_lengths_that_are_asked_for_alone(capsys):
+    flags = ["--position", "grid", "--position_shape", "32,32", "--flops_per_s", "1e11"]
+    assert main(["profile", "--patterns", "local:8", *flags, "--seq_lens", "512,1k"]) == 0
+    assert "1,024" in capsys.readouterr().out
+    words = refused(capsys, "profile", "--patterns", "local:8", *flags, "--seq_lens", "1025")
+    assert "1025" in words.replace(",", "")

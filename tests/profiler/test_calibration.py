@@ -301,3 +301,10 @@ def test_times_at_a_stated_rate():
         seconds_to_flops(0, 1e10)
     with pytest.raises(UserError, match="the longest length is 0"):
         calibration_lengths(make_setting("dense", 64), 0)
+
+
+def test_a_pattern_that_reads_nothing_at_such_lengths():
+    """Summary columns are read from the next block on."""
+    settings = [make_setting("summary:8192:8", T, work="attention") for T in (1024, 2048)]
+    points = [(setting, Measurement(seconds=(0.5,))) for setting in settings]
+    assert calibrate(points).seconds(settings[0]) >= 0

@@ -128,3 +128,15 @@ def test_a_file_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         MeasurementLog(tmp_path / "file" / "log").add(make_setting(), FOUND, rounds=3)
+
+
+def test_two_processes_that_go_on_from_one_file(path):
+    """Both have seen a line that a kill cut short; only one of them cuts it off."""
+    MeasurementLog(path).add(make_setting(), FOUND, rounds=3)
+    path.write_bytes(path.read_bytes() + b'{"key":')
+    one, other = MeasurementLog(path), MeasurementLog(path)
+    one.add(make_setting("forward"), FOUND, rounds=3)
+    other.add(make_setting("attention"), FOUND, rounds=3)
+    one.add(make_setting("prefill"), FOUND, rounds=3)
+    works = [json.loads(line)["key"]["work"] for line in path.read_text().splitlines()]
+    assert works == ["train", "forward", "attention", "prefill"]

@@ -7,6 +7,7 @@ import pytest
 from sparse_tx.accounting import cache_bytes
 from sparse_tx.accounting.generating import CACHE
 from sparse_tx.config import ModelConfig, TrainingConfig
+from sparse_tx.errors import UserError
 from sparse_tx.profiler import forecast, laboratory
 from sparse_tx.profiler.equal_cost import find_reaches
 from sparse_tx.profiler.laboratory import Laboratory, Watcher
@@ -252,3 +253,33 @@ def test_a_reach_that_cannot_be_run_is_a_prediction(machine, monkeypatch):
     fused = find_reaches(settings, 128, make_laboratory(), measured=True)[3]
     assert fused.length > 1 and not fused.measured
     assert "not measured (took longer than 60 s)" in fused.how
+
+
+def test_sizes_that_come_to_no_pattern_at_some_length_end_a_search_and_nothing_else(machine):
+    """There are no more columns than a block has: root T is 64 where T is 4,096."""
+    settings = [make_setting("fixed:64:sqrt", 1024)]
+    length, _ = find_fits(settings, 10**9, make_laboratory())
+    assert 4096 <= length.value < 4300
+    settings = [make_setting("fixed:64:sqrt", 1024, "attention")]
+    reaches = find_reaches(settings, 8192, make_laboratory(), measured=True)
+    assert all(4096 <= found.length < 4300 for found in reaches[:2])
+
+
+def test_what_a_process_holds_has_to_be_known(machine, monkeypatch):
+    slow = Measurement(failure="took longer than 0.3 s")
+    monkeypatch.setattr(laboratory, "measure", lambda setting, **asked: slow)
+    with pytest.raises(UserError, match=r"could not be measured: took longer than 0\.3 s; raise"):
+        find_fits([make_setting("dense", 1024)], 10**9, make_laboratory())
+
+
+def test_memory_at_equal_cost_is_known_of_fp32_alone(machine):
+    setting = make_setting("local:32", 128, "attention")
+    setting = replace(setting, training=replace(setting.training, precision="bf16"))
+    reaches = find_reaches([setting], 128, make_laboratory(), measured=True)
+    assert [found.quantity for found in reaches] == [
+        "useful_flops",
+        "weights_bytes",
+        "peak_bytes",
+        "seconds",
+    ]
+    assert reaches[2].length is None and "predicted memory is that of fp32" in reaches[2].how

@@ -198,8 +198,8 @@ def fits_sheet(profile: Profile) -> Sheet:
         title="What the memory has room for",
         explanation=(
             "The longest sequence that the model has positions for, or the largest batch, whose"
-            " predicted peak stays within the memory, and what a run at it needed. Both"
-            " include what the process holds before it makes a model."
+            " predicted peak stays within the memory, 3 % of the model's part left free, and what a"
+            " run at it needed. Both include what the process holds before it makes a model."
         ),
         columns=(
             _PATTERN,

@@ -161,9 +161,11 @@ def _room(profile: Profile) -> list[str]:
         if held is not None:
             confirmed = f"; a run of it took {bytes_text(held)}"
         recompute = " and recomputation" if fit.setting.model.recompute else ""
+        batch = fit.setting.training.batch_size
+        texts = f"{batch} x " if batch > 1 else ""
         found.append(
             f"By prediction, {bytes_text(fit.memory_bytes)} of memory have room for"
-            f" {one(fit.setting.work)} of {count_text(fit.value)} tokens with"
+            f" {one(fit.setting.work)} of {texts}{count_text(fit.value)} tokens with"
             f" {fit.setting.label}{recompute}{confirmed}."
         )
     return found[:MOST_PATTERNS]
@@ -203,12 +205,17 @@ def _caveats(profile: Profile) -> list[str]:
 
 def _gaps(profile: Profile) -> list[str]:
     """What failed and what was not measured, in numbers; the tables name each."""
+    total, said = len(profile.rows), []
+    untimed = sum(row.prediction.seconds is None for row in profile.rows)
+    if untimed and profile.ceilings is not None:
+        said.append(
+            f"The times of {untimed} of {total} settings are not predicted: of the two short runs"
+            " that tell them, one did not end in time or in memory; a larger --limit_s may help."
+        )
     if not facts.anything_measured(profile):
-        return ["None of these settings was measured: all figures are predictions."]
-    total = len(profile.rows)
+        return [*said, "None of these settings was measured: all figures are predictions."]
     failed = sum(facts.failure(row) is not None for row in profile.rows)
     skipped = sum(row.measurement is None for row in profile.rows)
-    said = []
     if failed:
         said.append(f"{failed} of {total} settings failed; the notes below the table say how.")
     if skipped:
