@@ -1,6 +1,8 @@
 """Files that are either whole or absent, also after a kill or a power cut."""
 
 import os
+import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -13,6 +15,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_abandoned(folder: Path, pattern: str, *, after_s: float = 86_400) -> None:
+    """Remove folders that killed processes left half-made: those not written to for a day.
+
+    Args:
+        folder: where they are; there need be none.
+        pattern: of their names, as ``Path.glob`` has it.
+        after_s: seconds without a change after which nobody works in a folder any more.
+    """
+    for abandoned in folder.glob(pattern):
+        with suppress(OSError):  # another process may be removing the same
+            touched = (path.stat().st_mtime for path in [abandoned, *abandoned.rglob("*")])
+            if max(touched) < time.time() - after_s:
+                shutil.rmtree(abandoned, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ from sparse_tx.checkpoint.load import (
     weights_sha256,
 )
 from sparse_tx.checkpoint.manifest import read_manifest
-from sparse_tx.checkpoint.save import save_checkpoint
+from sparse_tx.checkpoint.save import remove_checkpoints, save_checkpoint
 from sparse_tx.checkpoint.transplant import (
     positions_in_words,
     transplant_config,
@@ -31,6 +31,7 @@ __all__ = [
     "positions_in_words",
     "read_checkpoint",
     "read_manifest",
+    "remove_checkpoints",
     "save_checkpoint",
     "transplant_config",
     "transplant_weights",

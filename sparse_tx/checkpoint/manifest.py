@@ -79,6 +79,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(int(entry["step"]), valid_bpb, files)
     except FileNotFoundError as error:
         raise UserError(f"{MANIFEST} is missing") from error
+    except OSError as error:
+        raise UserError(f"{MANIFEST} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{MANIFEST} is damaged") from error
     if version != FORMAT:

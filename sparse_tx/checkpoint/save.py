@@ -32,6 +32,7 @@ from sparse_tx.files import sync, write_atomically
 
 MODEL, EMA = "model.safetensors", "ema.safetensors"
 CONFIG, TOKENIZER, TRAINING_STATE = "config.yaml", "tokenizer.json", "training_state.pt"
+BEST = "best.json"
 
 
 def save_checkpoint(
@@ -104,6 +105,22 @@ def save_checkpoint(
     _remove_old(folder, keep_last)
     _name_best(folder)
     return saved
+
+
+def remove_checkpoints(run_dir: str | Path) -> None:
+    """Remove all that saving has left in a run directory, also half-made; nothing else.
+
+    Raises:
+        OSError: there is no right to.
+    """
+    folder = checkpoints_folder(Path(run_dir))
+    for name in ("step-[0-9]*", f"{REPLACED}*", f"{TEMPORARY}*"):
+        for path in folder.glob(name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    (folder / BEST).unlink(missing_ok=True)
 
 
 def _why_not_saved(error: OSError, step: int, folder: Path) -> str:
@@ -212,4 +229,4 @@ def _name_best(folder: Path) -> None:
     content = json.dumps(dict(zip(("step", "valid_bpb"), best, strict=True))) + "\n"
     # The manifests decide which is the best; a full disk may leave this file behind them.
     with suppress(OSError):
-        write_atomically(folder / "best.json", content.encode())
+        write_atomically(folder / BEST, content.encode())

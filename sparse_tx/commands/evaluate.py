@@ -17,7 +17,9 @@ from sparse_tx.checkpoint import (
     weights_sha256,
 )
 from sparse_tx.commands.checkpoint_flags import add_checkpoint
+from sparse_tx.commands.console import silence_stdout
 from sparse_tx.commands.json_file import check_json_file, write_json
+from sparse_tx.commands.preparing import with_usable_cache
 from sparse_tx.commands.scored_text import ScoredText, encoded_text, tokenized_text
 from sparse_tx.commands.scoring_display import ScoringDisplay
 from sparse_tx.commands.shell import CommandParser, choose_device, run_command
@@ -255,7 +257,7 @@ def _data(args, default: DataConfig) -> DataConfig:
                 f"--shares is '{args.shares}'; give three numbers in per cent, such as 90,5,5"
             ) from None
     source = default.data if args.data is None else args.data
-    return replace(default, data=source, split=shares)
+    return replace(with_usable_cache(default), data=source, split=shares)
 
 
 def _figures(subject: _Subject, found: Evaluation, cost: dict[str, Any]) -> dict[str, Any]:
@@ -298,8 +300,11 @@ def _figures(subject: _Subject, found: Evaluation, cost: dict[str, Any]) -> dict
 
 
 def _say(text: str) -> None:
-    # By Python's own print, so that a pipe whose reader has left ends the command quietly.
-    print(text, flush=True)
+    """Print a text; whether it is read is no matter, as there may be a file to write."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        silence_stdout()
 
 
 def _work(plan: WindowPlan, flops: int | None) -> str:

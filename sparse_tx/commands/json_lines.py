@@ -52,7 +52,7 @@ class Job:
     """Its number among the samples of the prompt, from 0."""
     request: TextRequest
     model: str = ""
-    """What tells the weights from others."""
+    """What tells the model from others."""
 
     def head(self) -> dict[str, Any]:
         """What every line begins with, and what tells one line from another.

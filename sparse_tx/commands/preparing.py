@@ -1,5 +1,7 @@
 """Read a corpus while a person waits."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -8,6 +10,14 @@ from sparse_tx.config import DataConfig, RunConfig
 from sparse_tx.data import Corpus, Tokenizer, prepare_corpus
 from sparse_tx.errors import UserError
 from sparse_tx.folders import default_cache_dir
+
+
+def with_usable_cache(data: DataConfig) -> DataConfig:
+    """A run's data, for who only reads the run: of another machine, its cache may not be here."""
+    folder = data.cache_dir
+    if folder and os.path.isdir(folder) and os.access(folder, os.W_OK):
+        return data
+    return replace(data, cache_dir=None)
 
 
 def prepare_with_status(

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
+from sparse_tx.commands.console import PlainConsole
 from sparse_tx.errors import UserError
 from sparse_tx.profiler.report import WIDTH_OF_FILES
 
 
-def report_console() -> Console:
+def report_console() -> PlainConsole:
     """The console of stdout; where that is no terminal it is wide, for whole tables."""
-    console = _Console(highlight=False)
-    return console if console.is_terminal else _Console(width=WIDTH_OF_FILES, highlight=False)
+    console = PlainConsole()
+    return console if console.is_terminal else PlainConsole(width=WIDTH_OF_FILES)
 
 
 def report_folder(out: str) -> Path:
@@ -25,9 +24,3 @@ def report_folder(out: str) -> Path:
     except OSError as error:
         raise UserError(f"--out {out} is no folder ({error.strerror}); name another") from error
     return Path(out)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leave it to ``run_command``: whoever reads has seen enough, which is no failure."""
-        raise BrokenPipeError

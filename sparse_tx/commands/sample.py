@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sparse_tx.checkpoint import find_checkpoint, load_checkpoint, weights_sha256
+from sparse_tx.checkpoint import find_checkpoint, load_checkpoint
 from sparse_tx.commands.checkpoint_flags import add_checkpoint
+from sparse_tx.commands.console import silence_stdout
 from sparse_tx.commands.json_lines import (
     Job,
     Lines,
@@ -35,12 +36,12 @@ from sparse_tx.commands.shell import (
     choose_device,
     note,
     run_command,
-    silence_stdout,
 )
 from sparse_tx.config import SamplingConfig
 from sparse_tx.data import Tokenizer
 from sparse_tx.errors import UserError
 from sparse_tx.generation import TextRequest, Utf8Stream, generate_texts
+from sparse_tx.generation.compression import model_hash
 
 DESCRIPTION = """Continue a prompt with a trained model. One sample is written to the terminal as it
 is made, several are made at once and written one after another. The prompt comes first; bytes that
@@ -175,7 +176,8 @@ def _sample(argv: list[str]) -> int:
         request.check_vocabulary(tokenizer.vocab_size)
     lines = None
     if as_lines:
-        jobs = [replace(job, model=weights_sha256(path)) for job in jobs]
+        name = model_hash(model, tokenizer).hex()
+        jobs = [replace(job, model=name) for job in jobs]
         lines = Lines(outputs[0] if outputs else None, jobs, resume=args.resume)
     note(f"{path}, {device}, seed {args.seed}")
     note_length(requests, config.model.seq_len)

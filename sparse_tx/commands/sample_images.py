@@ -11,7 +11,7 @@ from torch import nn
 
 from sparse_tx.commands.output_file import write_output
 from sparse_tx.commands.picture_grid import GREY, in_square, png_of_grid
-from sparse_tx.commands.preparing import read_with_status
+from sparse_tx.commands.preparing import read_with_status, with_usable_cache
 from sparse_tx.commands.sampling_meter import Meter, whole_texts
 from sparse_tx.commands.shell import note
 from sparse_tx.config import DataConfig
@@ -146,7 +146,8 @@ class ImageMaker:
 
     def _split(self, name: str) -> np.ndarray:
         """The images of a split of the run's data."""
-        corpus = read_with_status(Console(stderr=True), self.data, ByteTokenizer())
+        data = with_usable_cache(self.data)
+        corpus = read_with_status(Console(stderr=True), data, ByteTokenizer())
         if corpus.n_images(name) == 0:
             raise UserError(
                 f"the {name} split of '{self.data.data}' is empty; name another with --complete, or"

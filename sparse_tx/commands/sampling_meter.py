@@ -89,7 +89,7 @@ def note_length(requests: Sequence[TextRequest], seq_len: int) -> None:
         )
         return
     longest = max(len(request.prompt) + request.length for request in requests)
-    if 1 + longest > seq_len:
+    if longest > seq_len:  # beside the start symbol, all tokens are read but the last
         note(
             f"prompt and continuation have {longest:,} tokens, more than the context of"
             f" {seq_len:,}; its oldest half is dropped when it is full"

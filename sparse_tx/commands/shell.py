@@ -2,16 +2,19 @@
 
 import errno
 import logging
-import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import get_origin
 
 import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from sparse_tx.commands.console import silence_stdout
 from sparse_tx.errors import UserError, nearest
 
 # Field descriptions stand below the fields of the config classes, and serve as --help.
@@ -19,6 +22,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 class CommandParser(ArgumentParser):
@@ -121,11 +125,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def silence_stdout() -> None:
-    """Send what is still to be printed nowhere, once whoever read stdout has seen enough."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def note(text: str) -> None:
     """Say something to whoever called, not to whoever reads stdout."""
     print(text, file=sys.stderr)
@@ -136,20 +135,50 @@ def called_as(script: str, command: str) -> str:
     return f"python {script}" if Path(sys.argv[0]).suffix == ".py" else f"sparse-tx {command}"
 
 
+# Of a path that was given: there is no right to it, or no such name.
+_NO_ENTRY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+@contextmanager
+def _clean_end_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM unwind what runs, so that nothing half-made is left, instead of killing it."""
+
+    def terminate(signum, frame):
+        raise _Terminated
+
+    if current_thread() is not main_thread():  # as only the main one may ask for signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def run_command(main: Callable[[list[str]], int], argv: list[str] | None) -> int:
     """Run a command's body and return its exit status.
 
-    A ``UserError`` becomes one line on stderr and status 2, and so does a full disk; Ctrl-C status
-    130. Any other exception is a defect and keeps its traceback.
+    A ``UserError`` becomes one line on stderr and status 2, and so do a full disk and a path that
+    nobody may enter; Ctrl-C status 130, and SIGTERM 143. Any other exception is a defect and keeps
+    its traceback.
     """
     log = logging.getLogger("sparse_tx")
     if not log.handlers:
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
     try:
-        status = main(sys.argv[1:] if argv is None else argv)
+        with _clean_end_by_sigterm():
+            status = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status
+    except _Terminated:
+        print("terminated", file=sys.stderr)
+        return TERMINATED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_MISTAKE
@@ -157,6 +186,9 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None) -> int
         silence_stdout()
         return 0
     except OSError as error:
+        if error.errno in _NO_ENTRY and error.filename:
+            print(f"error: '{error.filename}': {error.strerror}; name another", file=sys.stderr)
+            return USER_MISTAKE
         if error.errno != errno.ENOSPC:
             raise
         silence_stdout()  # what is still to be printed might fail again at the end

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import Tensor
 
 from sparse_tx.checkpoint import (
@@ -18,10 +17,13 @@ from sparse_tx.checkpoint import (
     transplant_weights,
     transplanted,
 )
+from sparse_tx.commands.console import PlainConsole
 from sparse_tx.commands.preparing import prepare_with_status
 from sparse_tx.commands.run_folder import (
     check_is_no_checkpoint,
     check_is_no_file,
+    check_is_nobody_elses,
+    held,
     holds_run,
     prepare_folder,
 )
@@ -79,7 +81,7 @@ def _train(argv: list[str]) -> int:
     elif config.training.init_from is not None:
         source = read_checkpoint(config.training.init_from)
         config = _taking_over(source, config)
-    console, origin = Console(), checkpoint or source
+    console, origin = PlainConsole(), checkpoint or source
     corpus = prepare_with_status(console, config, origin.tokenizer if origin else None)
     config = _with_what_data_decides(config, corpus)
     show = TrainingDisplay(console, config)
@@ -95,20 +97,27 @@ def _train(argv: list[str]) -> int:
         checkpoint=checkpoint,
         weights=_weights_for(source, config) if source else None,
     )
+    if trainer.is_done() and checkpoint is None:
+        raise UserError(
+            f"--max_minutes {config.training.max_minutes:g} were over before the first step, as"
+            f" preparing took {time.monotonic() - started:,.0f} s; run it again, now that it is"
+            " prepared, or give more"
+        )
     if trainer.is_done():
         raise UserError(
             f"the run in {run_dir} is complete after {trainer.step} steps; give a larger"
             " --max_steps or --max_minutes to go on"
         )
-    prepare_folder(run_dir, config, overwrite=own["overwrite"])
-    show.introduce(trainer, corpus, run_dir)
-    if source is not None:
-        show.say(
-            f"begins with the weights of {source.path}, with a fresh optimiser and schedule\n"
-            f"positions: {positions_in_words(source.config.model, config.model)}"
-        )
-    with _finish_step_on_interrupt(trainer, show), show:
-        outcome = trainer.run()
+    with held(run_dir):
+        prepare_folder(run_dir, config, overwrite=own["overwrite"])
+        show.introduce(trainer, corpus, run_dir)
+        if source is not None:
+            show.say(
+                f"begins with the weights of {source.path}, with a fresh optimiser and schedule\n"
+                f"positions: {positions_in_words(source.config.model, config.model)}"
+            )
+        with _finish_step_on_interrupt(trainer, show), show:
+            outcome = trainer.run()
     again = f"{called_as('train_lm.py', 'train')} --out {run_dir} --resume"
     if not outcome.finished:
         show.say(f"stopped after step {outcome.step}; to go on: {again}")
@@ -132,9 +141,9 @@ def _check_folder(run_dir: Path, own: dict[str, Any]) -> None:
     if own["resume"] and own["overwrite"]:
         raise UserError("--resume and --overwrite exclude each other: go on, or begin anew?")
     check_is_no_file(run_dir)
-    if own["resume"] or own["overwrite"]:
-        return
-    if holds_run(run_dir):
+    if not own["resume"]:
+        check_is_nobody_elses(run_dir)
+    if not own["resume"] and not own["overwrite"] and holds_run(run_dir):
         raise UserError(
             f"{run_dir} already holds a run; continue it with --resume, throw it away with"
             " --overwrite, or name another folder with --out"
@@ -190,18 +199,23 @@ def _with_what_data_decides(config: RunConfig, corpus: Corpus) -> RunConfig:
 
 @contextmanager
 def _finish_step_on_interrupt(trainer: Trainer, show: TrainingDisplay):
-    """Let Ctrl-C end the run after the step it falls in; a second one ends it at once."""
+    """Let Ctrl-C or SIGTERM end the run after the step it falls in; a second one does at once."""
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    at_once = previous | {signal.SIGINT: signal.default_int_handler}
 
     def request_stop(signum, frame):
         trainer.stop_requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signum, at_once[signum])
         show.say("finishing the step and saving; press Ctrl-C again to stop at once")
 
-    previous = signal.signal(signal.SIGINT, request_stop)
+    for number in previous:
+        signal.signal(number, request_stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sparse_tx.commands.shell import silence_stdout
+from sparse_tx.commands.console import PlainConsole
 from sparse_tx.config import RunConfig
 from sparse_tx.data import Corpus, shape_in_words
 from sparse_tx.evaluation import Score
@@ -26,7 +25,7 @@ def bits_in_words(config: RunConfig) -> str:
 class TrainingDisplay(Reporter):
     """Shows a run on ``console``."""
 
-    def __init__(self, console: Console, config: RunConfig):
+    def __init__(self, console: PlainConsole, config: RunConfig):
         self.console, self.config = console, config
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -49,11 +48,8 @@ class TrainingDisplay(Reporter):
         self.progress.stop()
 
     def say(self, text: str) -> None:
-        """Print a text, for as long as somebody reads."""
-        try:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        except BrokenPipeError:
-            silence_stdout()  # nobody reads any more, which is no reason to stop training
+        """Print a text; that nobody reads any more is no reason to stop training."""
+        self.console.say(text)
 
     def introduce(self, trainer: Trainer, corpus: Corpus, run_dir: Path) -> None:
         """Say what is about to be trained, on what, and where it goes."""

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.progress import Progress
 
 from sparse_tx.checkpoint import (
@@ -18,11 +17,13 @@ from sparse_tx.checkpoint import (
     transplant_weights,
 )
 from sparse_tx.commands.checkpoint_flags import add_checkpoint
+from sparse_tx.commands.console import PlainConsole
 from sparse_tx.commands.json_file import check_json_file, write_json
-from sparse_tx.commands.preparing import prepare_with_status
+from sparse_tx.commands.preparing import prepare_with_status, with_usable_cache
 from sparse_tx.commands.run_folder import (
     check_is_no_checkpoint,
     check_is_no_file,
+    check_is_nobody_elses,
     holds_run,
     prepare_folder,
 )
@@ -67,11 +68,12 @@ def _transplant(argv: list[str]) -> int:
     source = read_checkpoint(find_checkpoint(args.checkpoint, args.which))
     before = transplant_config(source.config.model, seq_len=args.seq_len)
     after = transplant_config(source.config.model, seq_len=args.seq_len, pattern=args.pattern)
-    data = replace(source.config.data, data=args.data or source.config.data.data)
+    data = with_usable_cache(source.config.data)
+    data = replace(data, data=args.data or data.data)
     config = replace(source.config, data=data, model=after)
-    console = Console()
-    _say(console, f"weights    {source.path}, step {source.step:,}")
-    _say(console, f"positions  {positions_in_words(source.config.model, after)}")
+    console = PlainConsole()
+    console.say(f"weights    {source.path}, step {source.step:,}")
+    console.say(f"positions  {positions_in_words(source.config.model, after)}")
     corpus = prepare_with_status(console, config, source.tokenizer)
     max_bytes = args.eval_bytes or source.config.training.eval_bytes
     scores = []
@@ -84,28 +86,22 @@ def _transplant(argv: list[str]) -> int:
             seq_len=model_config.seq_len,
         )
         result = _score(console, model, corpus, max_bytes)
-        _say(console, f"{name:9}  {result.bpb:.4f} bits per byte under {model_config.pattern}")
+        console.say(f"{name:9}  {result.bpb:.4f} bits per byte under {model_config.pattern}")
         scores.append(result)
     change = scores[1].bpb - scores[0].bpb
-    _say(console, f"change     {change:+.4f} bits per byte, on validation ({scores[0].protocol})")
+    console.say(f"change     {change:+.4f} bits per byte, on validation ({scores[0].protocol})")
     if args.json:
         figures = _figures(source, before, after, corpus, scores)
         write_json(args.json, figures)
-        _say(console, f"wrote      {args.json}")
+        console.say(f"wrote      {args.json}")
     if args.out:
         _save(Path(args.out), source, config, scores[1])
         train = called_as("train_lm.py", "train")
-        _say(
-            console,
+        console.say(
             f"saved      {args.out}; to fine-tune:"
-            f" {train} --init_from {args.out} --out {args.out}-tuned",
+            f" {train} --init_from {args.out} --out {args.out}-tuned"
         )
     return 0
-
-
-def _say(console: Console, text: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_outputs(args: Any) -> None:
@@ -117,11 +113,12 @@ def _check_outputs(args: Any) -> None:
         check_is_no_file(folder)
         if holds_run(folder):
             raise UserError(f"{folder} already holds a run; name another folder with --out")
+        check_is_nobody_elses(folder)
     if args.json is not None:
         check_json_file(args.json)
 
 
-def _score(console: Console, model, corpus: Corpus, max_bytes: int | None) -> Score:
+def _score(console: PlainConsole, model, corpus: Corpus, max_bytes: int | None) -> Score:
     hidden = not console.is_terminal
     with Progress(console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("scoring")

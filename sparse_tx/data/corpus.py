@@ -5,9 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -27,6 +25,7 @@ from sparse_tx.data.tokenizers import (
     train_tokenizer,
 )
 from sparse_tx.errors import UserError
+from sparse_tx.files import remove_abandoned
 
 SPLITS = ("train", "valid", "test")
 
@@ -38,7 +37,6 @@ _VERSION = 1
 _BYTES = "bytes.bin"
 _META = "corpus.json"
 _UNFINISHED = "unfinished-"
-_ABANDONED_S = 86_400
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +124,7 @@ def prepare_corpus(
         if corpus := _open_prepared(folder, spec):
             return replace(corpus, image_shape=source.image_shape)
         cache_dir.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(cache_dir)
+        remove_abandoned(cache_dir, f"{_UNFINISHED}*")
         with tempfile.TemporaryDirectory(
             dir=cache_dir, prefix=_UNFINISHED, ignore_cleanup_errors=True
         ) as unfinished:
@@ -269,15 +267,6 @@ def _check_shares(split: tuple[float, float, float]) -> None:
             f"the split is {shown}; give the shares of train, valid and test in per cent: three"
             " numbers, none negative, that sum to 100, such as 90, 5, 5"
         )
-
-
-def _remove_abandoned(cache_dir: Path) -> None:
-    """Remove what killed processes were preparing: folders that nobody has written to for a day."""
-    for unfinished in cache_dir.glob(f"{_UNFINISHED}*"):
-        with suppress(OSError):  # another process may be removing the same
-            touched = (path.stat().st_mtime for path in [unfinished, *unfinished.rglob("*")])
-            if max(touched) < time.time() - _ABANDONED_S:
-                shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _move_into_place(unfinished: Path, folder: Path) -> None:

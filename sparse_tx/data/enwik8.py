@@ -7,11 +7,14 @@ from pathlib import Path
 
 from sparse_tx.data.compression import read_pieces
 from sparse_tx.errors import UserError
+from sparse_tx.files import remove_abandoned
 
 BASE_URL = "http://mattmahoney.net/dc"
 
 # Of the unpacked 100,000,000 bytes.
 MD5 = "a1fa5ffddb56f4953e226637dabbb36a"
+
+_UNFINISHED = "unfinished-enwik8-"
 
 # Seconds without a sign of life from the server.
 _TIMEOUT = 30
@@ -40,7 +43,8 @@ def fetch_enwik8(cache_dir: Path, *, base_url: str = BASE_URL, md5: str = MD5) -
     by_hand = f"download {url} by hand and give the file as the source, --data enwik8.zip"
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_dir, prefix="enwik8-") as folder:
+        remove_abandoned(cache_dir, f"{_UNFINISHED}*")
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix=_UNFINISHED) as folder:
             download = Path(folder) / target.name
             with open(download, "wb") as file:
                 # Not streamed, as pooch leaves the connection of a refused stream open.

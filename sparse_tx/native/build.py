@@ -14,12 +14,14 @@ from functools import cache
 from pathlib import Path
 
 from sparse_tx.errors import UserError
+from sparse_tx.files import remove_abandoned
 from sparse_tx.folders import default_cache_dir
 
 HEADERS = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", f"-I{HEADERS}")
 
+_UNFINISHED = "unfinished-"
 _DIGEST = hashlib.sha256().digest_size
 
 _log = logging.getLogger(__name__)
@@ -72,7 +74,8 @@ class Kernel:
         _log.info("compiling the %s kernel for this CPU, once: some ten seconds", self.name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix="unfinished-") as work:
+            remove_abandoned(folder, f"{_UNFINISHED}*")
+            with tempfile.TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as work:
                 result = Path(work) / library.name
                 _compile([*command, str(self.source)], result, log=library.with_suffix(".log"))
                 with open(result, "r+b") as file:

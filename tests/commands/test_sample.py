@@ -12,10 +12,11 @@ import torch
 from sparse_tx.checkpoint import save_checkpoint
 from sparse_tx.commands import json_lines
 from sparse_tx.commands.sample import main
+from sparse_tx.commands.sampling_meter import note_length
 from sparse_tx.config import DataConfig, ModelConfig, RunConfig, SamplingConfig, TrainingConfig
 from sparse_tx.data import ByteTokenizer, CharTokenizer
 from sparse_tx.errors import UserError
-from sparse_tx.generation import generate
+from sparse_tx.generation import TextRequest, generate
 from sparse_tx.model import GPT
 
 SEQ_LEN = 16
@@ -281,6 +282,13 @@ def test_a_folder_as_output_is_a_mistake(trained, capsys, tmp_path):
     assert "x-2' exists and is not" in refused(capsys, trained.folder, *flags)
     flags = ["--num_samples", 2, "--out", "."]
     assert "the output '.' exists and is not" in refused(capsys, trained.folder, *flags)
+
+
+@pytest.mark.parametrize("length", [60, 61])
+def test_a_text_may_be_as_long_as_the_context(length, capsys):
+    """The context is 64 tokens; the start symbol is read, and the last token is not."""
+    note_length([TextRequest(prompt=torch.zeros(4, dtype=torch.long), length=length)], 64)
+    assert ("more than the context of 64" in capsys.readouterr().err) == (length == 61)
 
 
 def test_help_states_what_happens_past_the_context(capsys):

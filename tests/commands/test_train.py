@@ -162,6 +162,55 @@ def test_overwrite_touches_no_folder_that_never_held_a_run():
     assert Path("mine/checkpoints/precious").read_text() == "x"
 
 
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_a_configuration_of_another_program_is_left_alone(more, capsys):
+    Path("mine").mkdir()
+    Path("mine/config.yaml").write_text("hydra: {run: {dir: .}}\n")
+    assert main([*flags("mine"), *more]) == 2
+    assert "mine has a config.yaml that is not of a run; name another" in capsys.readouterr().err
+    assert [path.name for path in Path("mine").iterdir()] == ["config.yaml"]
+
+
+def test_overwrite_removes_what_runs_write_and_nothing_else():
+    assert main(flags()) == 0
+    mine = [Path("out") / name for name in ("checkpoints/last.ckpt", "events/notes", "notes")]
+    for path in mine:
+        path.write_text("mine")
+    Path("out/checkpoints/.tmp-step-00000007").mkdir()
+    assert main([*flags(max_steps=2, eval_every=9), "--overwrite"]) == 0
+    assert all(path.read_text() == "mine" for path in mine)
+    kept = {path.name for path in Path("out/checkpoints").iterdir()}
+    assert kept == {"last.ckpt", "best.json", "step-00000000", "step-00000002"}
+    assert len(list(Path("out/events").iterdir())) == 2
+
+
+def test_two_processes_do_not_train_in_one_folder(capsys):
+    fcntl = pytest.importorskip("fcntl")
+    assert main(flags()) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    with open("out/.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for more in (["--resume", "--max_steps=9"], ["--overwrite"]):
+            given = flags() if more == ["--overwrite"] else ["--out=out"]
+            assert main([*given, *more]) == 2
+            assert "another process is training in out; wait" in capsys.readouterr().err
+    os.unlink("out/.lock")
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    assert main(["--out=out", "--resume", "--max_steps=9"]) == 0
+    assert not Path("out/.lock").exists()
+
+
+def test_preparing_may_take_all_the_time_there_is(capsys):
+    assert main([*flags(), "--max_steps=null", "--max_minutes=1e-9"]) == 2
+    assert "were over before the first step, as preparing took" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_a_pattern_is_shown_as_it_is(capsys):
+    assert main(flags(pattern="fixed:100:25", max_steps=1)) == 0
+    assert "pattern fixed:100:25 by engine" in capsys.readouterr().out
+
+
 def test_an_occupied_folder_is_left_alone():
     assert main(flags()) == 0
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
@@ -303,7 +352,18 @@ def wait_for_step(process, step, out="out"):
     raise AssertionError("the run does not move")
 
 
-@pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_training_goes_on_when_nobody_reads_any_more():
+    process = start(*flags(max_steps=20, save_every=20, log_every=1))
+    assert process.stdout.readline().startswith("model ")
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0
+    assert len(losses()) == 20
+    assert Path("out/checkpoints/step-00000020").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("kill", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
+)
 def test_an_ended_process_resumes_bit_exactly(kill, status):
     long = dict(max_steps=40, eval_every=100, sample_length=0)
     run_to_the_end(*flags("whole", **long))
@@ -312,7 +372,7 @@ def test_an_ended_process_resumes_bit_exactly(kill, status):
     broken.send_signal(kill)
     said = broken.communicate(timeout=300)[0]
     assert broken.returncode == status
-    if kill == signal.SIGINT:
+    if kill != signal.SIGKILL:
         assert "to go on: python train_lm.py --out out --resume" in said
     run_to_the_end("--out=out", "--resume")
     assert losses("out") == losses("whole")

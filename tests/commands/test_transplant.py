@@ -238,3 +238,27 @@ def test_a_resume_with_another_optimiser_or_tokenizer_is_refused(flag, sentence,
 def test_it_is_among_the_commands(capsys):
     assert console.main([]) == 0
     assert "transplant  put a trained model" in capsys.readouterr().out
+
+
+def test_a_folder_with_the_configuration_of_another_program(capsys):
+    Path("other").mkdir()
+    Path("other/config.yaml").write_text("hydra: 1\n")
+    said = refused(capsys, main, "--checkpoint=run", "--pattern=dense", "--out=other")
+    assert "has a config.yaml that is not of a run" in said
+
+
+def test_lines_of_the_same_weights_under_another_pattern_are_of_another_model(capsys):
+    assert transplant("--pattern=dense", "--out=other") == 0
+    Path("prompts").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    lines = ["--prompts=prompts", "--length=3", "--device=cpu", "--out=lines"]
+    assert sample(["--checkpoint=run", *lines]) == 0
+    Path("lines").write_text("".join(Path("lines").read_text().splitlines(True)[:1]))
+    assert "of another model" in refused(capsys, sample, "--checkpoint=other", *lines, "--resume")
+    assert sample(["--checkpoint=run", *lines, "--resume"]) == 0
+    assert len(Path("lines").read_text().splitlines()) == 2
+
+
+def test_the_cache_of_another_machine_is_not_asked_for():
+    shutil.rmtree("cache")  # which the run names
+    assert transplant("--pattern=dense", "--eval_bytes=64") == 0
+    assert not Path("cache").exists()
