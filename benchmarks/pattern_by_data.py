@@ -327,6 +327,9 @@ def main() -> None:
     parser.add_argument("--images", default="mnist", help="images of 28x28x1")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seeds", default="1,2,3", help="two or more, separated by ,")
+    parser.add_argument(
+        "--positions", default=",".join(POSITIONS), help="how positions are told; by default, both"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--quick", action="store_true", help="seconds; two seeds if none are given")
     parser.add_argument("--resume", action="store_true", help="keep the finished runs beside --out")
@@ -341,6 +344,9 @@ def main() -> None:
         parser.error("--resume needs the --out of the run to go on with")
     if not args.quick and args.text is None:
         parser.error("--text names no file; give a text, or --quick")
+    positions = args.positions.split(",")
+    if len(set(positions)) < len(positions) or not set(positions) <= set(POSITIONS):
+        parser.error(f"--positions is '{args.positions}'; give some of {','.join(POSITIONS)}")
     torch.set_num_threads(1)  # of a worker too
     recipe = QUICK if args.quick else Recipe(steps=args.steps)
     with TemporaryDirectory() as folder:
@@ -354,7 +360,7 @@ def main() -> None:
                 | {"source": source}
                 | asdict(recipe)
                 for seed in seeds  # first: what is there after an interruption can be compared
-                for position in (POSITIONS[:1] if args.quick else POSITIONS)
+                for position in (POSITIONS[:1] if args.quick else positions)
                 for data, source in sources.items()
                 for pattern in PATTERNS
             ]
