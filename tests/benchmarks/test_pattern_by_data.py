@@ -162,6 +162,7 @@ def test_the_report_pairs_seeds_and_claims_what_the_paper_does(benchmark_module)
         (["--quick", "--out", "a.txt"], "give a name that ends in .json"),
         (["--quick", "--resume"], "--resume needs the --out"),
         (["--quick", "--workers", "0"], "--workers is 0"),
+        (["--quick", "--positions", "rope"], "--positions is 'rope'; give some of grid,grid+rope"),
     ],
 )
 def test_mistakes(flags, sentence, tmp_path, monkeypatch, capsys, benchmark_module):
