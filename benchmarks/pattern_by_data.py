@@ -8,7 +8,7 @@ patterns. A sequence is 784 bytes, an image of 28 x 28, and both kinds of data h
 a grid as wide; what differs is the data, and how often a run of so many steps sees all of it. How
 positions are told decides how soon a pattern is made use of, and so all is done twice: with a table
 of rows and one of columns, as in the paper, and with rotations of queries and keys besides, as in
-the preset mnist.
+the preset mnist; --positions grid leaves the latter out.
 
 The three sparse patterns read nearly as many pairs: *strided* the last row and the column above,
 *fixed* its own row and two columns that summarise each one before, *local* the bytes before. All
@@ -21,8 +21,8 @@ other. It is of weights and orders alone, since all seeds are scored on the same
 learning serves all patterns, and short runs favour those that have less to learn, so that sparse
 patterns that beat dense are no finding here. One run is one pattern on one kind of data from one
 seed, with one thread. Finished runs are kept beside --out, and --resume goes on from them; all 48
-take about an hour on two cores. --quick only shows that all works: its digits are drawn, its text
-is a rhyme, its positions are the first kind, and its figures mean nothing.
+take one to two hours on two cores. --quick only shows that all works: its digits are drawn, its
+text is a rhyme, its positions are the first kind, and its figures mean nothing.
 """
 
 import argparse

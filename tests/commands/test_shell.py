@@ -43,10 +43,10 @@ def test_sigterm_unwinds_what_runs(capsys):
 
 def test_a_path_that_nobody_may_enter_gets_one_sentence(capsys):
     def work(argv):
-        raise PermissionError(errno.EACCES, "Permission denied", "/root/run")
+        raise PermissionError(errno.EACCES, "Permission denied", "no-entry/run")
 
     assert run_command(work, []) == 2
-    assert capsys.readouterr().err == "error: '/root/run': Permission denied; name another\n"
+    assert capsys.readouterr().err == "error: 'no-entry/run': Permission denied; name another\n"
 
 
 @pytest.mark.parametrize(
